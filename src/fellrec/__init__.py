@@ -1,0 +1,1 @@
+"""FELLRec: federated, split, balanced fine-tuning of one language model as a recommender."""

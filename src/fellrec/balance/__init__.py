@@ -1,0 +1,58 @@
+"""Dynamic balance: from the clients' updates and losses to every client's own mixture.
+
+    attention.py   M1: how alike two clients' LoRA factors are
+    heating.py     M2: how much of the others a client takes in this round
+    mixing.py      M3 and M4: the personalised average, of factors or of products
+    strategies.py  FELLRec, FedAvg and local-only as choices of the above
+
+Pure functions of tensors. Clients are rows, in one order, everywhere; an update is a mapping from
+tensor name to float32 tensor.
+"""
+
+from __future__ import annotations
+
+from fellrec.balance.attention import (
+    Gram,
+    Space,
+    Spread,
+    attention,
+    is_lora,
+    lora_pairs,
+    spread,
+)
+from fellrec.balance.heating import HeatingKind, heating
+from fellrec.balance.mixing import combine, merge_products, mix, mixture
+from fellrec.balance.strategies import (
+    FedAvg,
+    FellRec,
+    Local,
+    Merge,
+    Mixture,
+    RoundReport,
+    Strategy,
+    make_strategy,
+)
+
+__all__ = [
+    "FedAvg",
+    "FellRec",
+    "Gram",
+    "HeatingKind",
+    "Local",
+    "Merge",
+    "Mixture",
+    "RoundReport",
+    "Space",
+    "Spread",
+    "Strategy",
+    "attention",
+    "combine",
+    "heating",
+    "is_lora",
+    "lora_pairs",
+    "make_strategy",
+    "merge_products",
+    "mix",
+    "mixture",
+    "spread",
+]

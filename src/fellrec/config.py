@@ -1,0 +1,336 @@
+"""The whole description of a run: read from TOML, checked, written back with every default.
+
+    RunConfig.from_toml("demo", overrides={"train.rounds": 2})
+
+A value is wrong here or nowhere: the rest of the library takes a `RunConfig` as sound. Each mistake
+is a `ConfigError` of one line that names the key, what was expected, what was given and the file.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fellrec.config_errors import explain
+from fellrec.errors import ConfigError
+
+T = TypeVar("T")
+
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Tuple = Annotated[
+    tuple[T, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, strict, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class DataConfig(Section):
+    """Which interactions, and how each user's are divided."""
+
+    source: Text = "ml-100k"
+    """A data set's name, or the path of a folder or file with one."""
+    split: Literal["leave-one-out", "last-5", "global-time", "files"] = "leave-one-out"
+    """How test and validation targets are chosen; "files": as the data set's own files say."""
+    k_core: Natural = 0
+    """Keep only users and items with at least this many interactions; 0 keeps all."""
+    max_users: Natural = 0
+    """Use this many users, drawn by the seed; 0 uses all."""
+
+
+class ClientsConfig(Section):
+    """How users are divided over clients."""
+
+    partition: Literal["kmeans", "column", "dirichlet", "user", "random"] = "kmeans"
+    """By taste, by a column of the users, by skewed groups, one user each, or at random."""
+    count: Count = 5
+    """Number of clients; with "column" and "user" the data decide and this is not used."""
+    column: str = ""
+    """The column of the users that names the client, for the partition "column"."""
+    concentration: Positive = 1.0
+    """Of the Dirichlet distribution: the smaller, the more the clients differ."""
+    groups: Count = 20
+    """Groups of like users that the partition "dirichlet" spreads over clients."""
+    per_round: Natural = 0
+    """Clients drawn each round; 0 takes all."""
+
+
+class ModelConfig(Section):
+    """The recommender, its base models, and where it is cut."""
+
+    recommender: Text = "hllm"
+    """Kind of recommender."""
+    base: Text = "minilm"
+    """Base model: a known name, or the path of a folder with one."""
+    item_encoder: Text = "minilm"
+    """Model that turns an item's text into a vector."""
+    k_in: Natural = 1
+    """First blocks that stay with the client (head)."""
+    k_out: Natural = 1
+    """Last blocks that stay with the client (tail)."""
+    history: Count = 50
+    """Most recent interactions of a user that the model reads."""
+    item_residual: Literal["shared", "local", "none"] = "shared"
+    """Learned part of each item's vector: exchanged, kept by each client, or left out."""
+    scale_init: Positive = 10.0
+    """What the learned factor of the cosine scores starts at."""
+    dropout: Probability = 0.1
+    """Probability with which hidden values are dropped in training."""
+
+
+class LoraConfig(Section):
+    """The low-rank adapters, the trained part of every stage."""
+
+    rank: Count = 16
+    """Rank of each adapter."""
+    alpha: Positive = 32.0
+    """The adapter's product is multiplied by alpha / rank."""
+    dropout: Probability = 0.05
+    """Probability with which an adapter's inputs are dropped in training."""
+    targets: Tuple[Text] = ("attention", "mlp")
+    """What carries adapters: the groups "attention" and "mlp", or names of modules."""
+    freeze_a: bool = False
+    """Train and exchange B alone: half the bytes, and averages of products become exact."""
+
+
+class SplitConfig(Section):
+    """What crosses between client and server."""
+
+    codec: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    """How the values of activations and gradients are written."""
+    max_frame_mib: Count = 256
+    """Largest frame that is accepted, in MiB."""
+
+
+class TrainConfig(Section):
+    """Local training."""
+
+    rounds: Count = 4
+    """Federated rounds."""
+    local_epochs: Count = 2
+    """Passes over a client's users in each round."""
+    batch_size: Count = 16
+    """Users (or prompts) in each optimiser step."""
+    micro_batches: Count = 1
+    """Parts into which a batch is cut to save memory; the result is the same."""
+    learning_rate: Positive = 1e-3
+    """AdamW's step size."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay."""
+    clip: NotNegative = 1.0
+    """Largest gradient norm over all stages; 0 never clips."""
+    patience: Natural = 0
+    """Rounds without a better validation score before a client stops; 0 never stops."""
+    windows: Count = 1
+    """Training windows drawn from each user in each epoch."""
+    threads: Natural = 0
+    """CPU threads; 0 leaves it to torch."""
+
+
+class BalanceConfig(Section):
+    """How clients learn from each other (METHOD, section 1: M1 to M4)."""
+
+    strategy: Literal["fellrec", "fedavg", "local"] = "fellrec"
+    """Personalised mixing, one average for all, or no exchange."""
+    weighting: Literal["uniform", "examples"] = "uniform"
+    """Whether clients with more examples weigh more."""
+    alpha: NotNegative = 0.7
+    """M2: how fast clients open to others; 0 never."""
+    beta: Positive = 1.0
+    """M2: how many rounds the heating is stretched over."""
+    heating: Literal["paper", "reference"] = "paper"
+    """M2: the exponent t / beta, or the reference code's t + 1 / beta."""
+    tau: NotNegative = 0.0
+    """M2: temperature of the softmax over losses; 0 takes the default of the kind of heating."""
+    space: Literal["factors", "update", "change"] = "factors"
+    """M1: what clients are compared by."""
+    merge: Literal["factors", "product"] = "factors"
+    """M4: what is averaged, the factors A and B or their product."""
+
+
+class EvaluationConfig(Section):
+    """What is measured, and what decides which round is best."""
+
+    ks: Tuple[Count] = (5, 10, 20)
+    """Lengths of the lists that are scored."""
+    metric: str = Field(
+        default="ndcg@10", pattern=r"^(ndcg|recall)@[1-9][0-9]*$", examples=["ndcg@10", "recall@5"]
+    )
+    """The validation score that decides on the best round and on stopping."""
+    batch_size: Count = 128
+    """Users scored at a time."""
+    before_mixing: bool = True
+    """Also score each client's model before it is mixed."""
+    keep_rounds: Count = 2
+    """Finished rounds whose complete state is kept."""
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", examples=["demo", "shops-2.1"]
+    )
+    """Name of the run and of its folder; a file without one lends its own."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of every random draw."""
+    data: DataConfig = DataConfig()
+    clients: ClientsConfig = ClientsConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    balance: BalanceConfig = BalanceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> Self:
+        clients, evaluation = self.clients, self.evaluation
+        if clients.partition == "column" and not clients.column:
+            raise ValueError('clients.column: must name a column for the partition "column"')
+        counted = clients.partition not in ("column", "user")
+        if counted and clients.per_round > clients.count:
+            raise ValueError(
+                f"clients.per_round: must be at most clients.count, {clients.count}, "
+                f"got {clients.per_round}"
+            )
+        if self.train.micro_batches > self.train.batch_size:
+            raise ValueError(
+                f"train.micro_batches: must be at most train.batch_size, {self.train.batch_size}, "
+                f"got {self.train.micro_batches}"
+            )
+        if self.balance.merge == "product" and self.lora.freeze_a:
+            raise ValueError(
+                'balance.merge: "product" trains new A factors, which lora.freeze_a forbids; '
+                'use "factors"'
+            )
+        if int(evaluation.metric.partition("@")[2]) not in evaluation.ks:
+            raise ValueError(
+                f"evaluation.metric: must be one of evaluation.ks {list(evaluation.ks)}, "
+                f"got {evaluation.metric!r}"
+            )
+        return self
+
+    @classmethod
+    def from_toml(
+        cls, source: str | PathLike[str], overrides: Mapping[str, object] | None = None
+    ) -> Self:
+        """Read a recipe or a file.
+
+        Args:
+            source: a shipped recipe's name ("demo"), or the path of a TOML file. A text with a
+                separator or ending in ".toml" is a path.
+            overrides: values by dotted key ("train.rounds") that replace the file's.
+
+        Raises:
+            ConfigError: no such recipe or file, not TOML, or a value that is wrong; one line.
+
+        """
+        text, origin, stem = _read(source)
+        # The file's name without what a run's name may not have.
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "run"
+        return cls.from_text(text, origin, {"name": name}, overrides)
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,
+        origin: str,
+        defaults: Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Read TOML from a text; ``origin`` is what errors call it. See `from_toml`."""
+        try:
+            values = {**(defaults or {}), **tomllib.loads(text)}
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+        for key, value in (overrides or {}).items():
+            _override(values, key, value)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(explain(cls, error, origin, overrides or {})) from None
+
+    def to_toml(self) -> str:
+        """Write every value, defaults too; reading it again gives an equal configuration."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def recipes() -> list[str]:
+    """Return the names of the shipped recipes, sorted."""
+    files = resources.files("fellrec.recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read ``section.key=value``, the value in TOML's syntax; a bare word is a string.
+
+    Returns:
+        The dotted key and the value, for `RunConfig.from_toml`'s overrides.
+
+    Raises:
+        ConfigError: no "=", no key, or no value.
+
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not (key and equals and value):
+        raise ConfigError(f"{text!r}: write section.key=value, such as train.rounds=2")
+    try:
+        table = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return key, value
+    return key, table["value"] if len(table) == 1 else value
+
+
+def _read(source: str | PathLike[str]) -> tuple[str, str, str]:
+    """Return the text, its name for errors, and the name of a run that has none."""
+    if isinstance(source, str) and not source.endswith(".toml") and Path(source).name == source:
+        if source not in recipes():
+            raise ConfigError(
+                f"no recipe is named {source!r}; there are {', '.join(recipes())}, "
+                f"or give the path of a .toml file"
+            )
+        file = resources.files("fellrec.recipes") / f"{source}.toml"
+        return file.read_text("utf-8"), f"{source}.toml", source
+    path = Path(source)
+    try:
+        return path.read_text("utf-8"), path.name, path.stem
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
+def _override(values: dict[str, Any], key: str, value: object) -> None:
+    """Set one dotted key in nested tables; validation then names a key that can't exist."""
+    section, dot, name = key.partition(".")
+    if not dot:
+        values[key] = value
+        return
+    table = values.get(section, {})
+    if isinstance(table, dict):  # else validation names the section
+        values[section] = {**table, name: value}

@@ -1,0 +1,1 @@
+"""Rounds: clients train, the coordinator mixes, every client gets its own adapter back."""

@@ -1,0 +1,54 @@
+"""Mix one round's updates, tensor by tensor, from rows on disk to rows on disk (M1, M3, M4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fellrec.balance import Gram, Mixture, Space, Strategy, combine, is_lora, lora_pairs
+from fellrec.balance import merge_products as merge_pair
+from fellrec.federation.rows import Rows
+
+
+def similarity(rows: Rows, space: Space, start: Rows | None = None) -> Tensor:
+    """Attention between the clients of `rows` (M1): (N, N) float64, over LoRA factors only.
+
+    start: the same clients' tensors at the start of the round, for the space `change`.
+    """
+    gram = Gram(rows.clients)
+    names = [name for name in rows.shapes if is_lora(name)]
+    if space == "update":
+        for a, b in lora_pairs(names):
+            gram.add_product(rows.read(a), rows.read(b))
+        return gram.attention()
+    for name in names:
+        for first, last in rows.blocks(name):
+            block = rows.read_columns(first, last)
+            if space == "change" and start is not None:
+                block = block - start.read_columns(first, last)
+            gram.add(block)
+    return gram.attention()
+
+
+def mix_rows(rows: Rows, mixed: Rows, mixture: Mixture, strategy: Strategy) -> tuple[Tensor, set[str]]:
+    """Write every client's own mixture of `rows` into `mixed` (M3, or M4 on LoRA products).
+
+    Returns the share of energy that M4 dropped per client, (N,) float64 and 0 in factor space, the
+    largest over all pairs; and the names of the factors whose optimiser moments no longer fit.
+    """
+    dropped = torch.zeros(rows.clients, dtype=torch.float64)
+    reset: set[str] = set()
+    if strategy.merge == "product":
+        for a, b in lora_pairs(name for name in rows.shapes if is_lora(name)):
+            new_a, new_b, lost = merge_pair(rows.read(a), rows.read(b), mixture.weights)
+            mixed.write(a, new_a)
+            mixed.write(b, new_b)
+            dropped = torch.maximum(dropped, lost)
+            reset |= {a, b}
+    for name in rows.shapes:
+        if name in reset:
+            continue
+        for first, last in rows.blocks(name):
+            block = combine(mixture.weights, rows.read_columns(first, last))
+            mixed.write_columns(first, block)
+    return dropped, reset

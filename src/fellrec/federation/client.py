@@ -1,0 +1,184 @@
+"""One client's part of a round: train on its own histories, and score its own users.
+
+The same code runs in a simulation and in a deployment: a client knows its data, its head and tail,
+and a trunk that may be anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from fellrec.data.interactions import Split
+from fellrec.errors import TrainingError
+from fellrec.evaluation.ranking import rank_scores, ranking_metrics
+from fellrec.models.adapters import write
+from fellrec.models.optimiser import Optimiser, OptimiserSettings
+from fellrec.models.recommender import Kind, Recommender, Trunk, score, training_loss
+
+Progress = Callable[[int, int, float], None]
+Scores = dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """How a client trains and scores; see the recipe's [train] and [evaluation]."""
+
+    seed: int
+    optimiser: OptimiserSettings
+    local_epochs: int = 2
+    batch_size: int = 16
+    micro_batches: int = 1
+    windows: int = 1
+    ks: tuple[int, ...] = (5, 10, 20)
+    evaluation_batch: int = 128
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a client tells the coordinator, with its adapter.
+
+    loss: mean over the round's training targets. examples: targets in one epoch. The rest stays in
+    the client's log: steps, seconds of both sides together, seconds spent waiting for the trunk.
+    """
+
+    loss: float
+    examples: int
+    steps: int
+    seconds: float
+    waiting: float
+
+
+class Client:
+    """A party with histories of its own.
+
+    name: its id. data: its users. recommender, trunk: the model; a simulation lends one model to
+    one client at a time, so `install` comes before anything else.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Split,
+        recommender: Recommender,
+        trunk: Trunk,
+        settings: ClientSettings,
+    ) -> None:
+        self.name = name
+        self.data = data
+        self.recommender = recommender
+        self.trunk = trunk
+        self.settings = settings
+        self._moments: Mapping[str, Tensor] = {}
+
+    def install(
+        self,
+        round: int,
+        exchanged: Mapping[str, Tensor],
+        private: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Take over a model: exchanged and private tensors, and the optimiser's moments."""
+        self._point(round, 0, 0)
+        write(self.exchanged(), exchanged)
+        write(self.private(), private)
+        self._moments = moments or {}
+
+    def exchanged(self) -> dict[str, nn.Parameter]:
+        """The tensors that travel: LoRA factors of head and tail, and dense ones."""
+        return self.recommender.parameters_of(Kind.LORA, Kind.DENSE)
+
+    def private(self) -> dict[str, nn.Parameter]:
+        """The tensors that never leave."""
+        return self.recommender.parameters_of(Kind.PRIVATE)
+
+    def moments(self) -> Mapping[str, Tensor]:
+        """The optimiser's state after training."""
+        return self._moments
+
+    def train(self, round: int, progress: Progress = lambda done, total, loss: None) -> TrainReport:
+        """Run the local epochs of a round.
+
+        Raises TrainingError when the loss is no number any more, WireError when the trunk refuses.
+        """
+        start, waited = time.perf_counter(), getattr(self.trunk, "seconds", 0.0)
+        settings = self.settings
+        optimiser = Optimiser(self.exchanged() | self.private(), settings.optimiser)
+        optimiser.load(self._moments)
+        self._training(True)
+        epochs = [
+            self.recommender.training_batches(
+                self.data.train, settings.batch_size, settings.windows, self._rng(round, epoch)
+            )
+            for epoch in range(settings.local_epochs)
+        ]
+        total, step, loss_sum, targets_sum = sum(map(len, epochs)), 0, 0.0, 0
+        for batch in (batch for epoch in epochs for batch in epoch):
+            targets, batch_loss = len(batch.targets), 0.0
+            for micro, part in enumerate(batch.micro(settings.micro_batches)):
+                self._point(round, step, micro)
+                loss = training_loss(self.recommender, self.trunk, part, targets)
+                batch_loss += float(loss.detach())
+                if not math.isfinite(batch_loss):
+                    raise TrainingError(
+                        f"client {self.name}: the loss is {batch_loss} at step {step} of round "
+                        f"{round}; lower train.learning_rate"
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]  # torch
+            norm = optimiser.squared_norm()
+            optimiser.step(norm + self.trunk.end_step(norm))
+            loss_sum, targets_sum = loss_sum + batch_loss * targets, targets_sum + targets
+            step += 1
+            progress(step, total, batch_loss)
+        self._moments = optimiser.state()
+        self._training(False)
+        return TrainReport(
+            loss=loss_sum / max(targets_sum, 1),
+            examples=sum(len(batch.targets) for batch in epochs[0]) if epochs else 0,
+            steps=step,
+            seconds=time.perf_counter() - start,
+            waiting=getattr(self.trunk, "seconds", 0.0) - waited,
+        )
+
+    def evaluate(self, target: Literal["valid", "test"]) -> Scores:
+        """Rank the whole catalogue for each user, history masked: metric -> (users,) float64.
+
+        Users without targets are NaN.
+        """
+        self._training(False)
+        history = self.data.history(target)
+        targets = self.data.valid if target == "valid" else self.data.test
+        asked = np.flatnonzero(targets.lengths() > 0)
+        k = max(self.settings.ks)
+        ranked = np.full((len(self.data), k), -1, dtype=np.int32)
+        chosen = history.take(asked)
+        for batch in self.recommender.serving_batches(chosen, self.settings.evaluation_batch):
+            scores = score(self.recommender, self.trunk, batch)
+            rows = asked[batch.rows]
+            ranked[rows] = rank_scores(scores, history.take(rows), k)
+        return ranking_metrics(ranked, targets, self.settings.ks)
+
+    def _training(self, mode: bool) -> None:
+        self.recommender.train(mode)
+        self.trunk.train(mode)
+
+    def _point(self, round: int, step: int, micro: int) -> None:
+        """Tell every stage where training stands."""
+        for key in (self.recommender.head.key, self.recommender.tail.key, self.trunk.key):
+            key.seed, key.client = self.settings.seed, self.name
+            key.round, key.step, key.micro = round, step, micro
+
+    def _rng(self, round: int, epoch: int) -> np.random.Generator:
+        """Order of the batches: depends on seed, client, round and epoch alone."""
+        text = f"{self.settings.seed}|batches|{self.name}|{round}|{epoch}"
+        return np.random.default_rng(
+            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+        )

@@ -1,0 +1,127 @@
+"""Start, continue and finish a run: from a recipe to a run directory with everything in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from fellrec.config import RunConfig
+from fellrec.data.interactions import Split
+from fellrec.errors import ConfigError, RunError
+from fellrec.federation.client import Scores
+from fellrec.federation.files import read_json, sync_folder, write_bytes, write_json
+from fellrec.federation.observer import Observer
+from fellrec.federation.simulation import Simulation
+from fellrec.federation.summary import summarise
+from fellrec.federation.workspace import Shares, Workspace, share_data
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """path: the run directory. summary: what its summary.json says."""
+
+    path: Path
+    summary: Mapping[str, Any]
+
+
+def train(
+    config: RunConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> RunResult:
+    """Train a recipe in one process and leave a run directory.
+
+    out: the directory, `runs/<name>` unless given; it may not exist, unless `resume` goes on with it.
+    A resumed run ends as it would have without the interruption.
+
+    Raises a FellrecError of the kind that fits; nothing half-written is left that `resume` would
+    mistake for complete.
+    """
+    observer = observer or Observer()
+    path = out if out is not None else Path("runs") / config.name
+    config = _claim(path, config, resume)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    try:
+        observer.note("loading data and weights")
+        shares = share_data(config)
+        workspace = Workspace(
+            config,
+            shares.dataset,
+            progress=lambda done, total: observer.working("item texts", done, total),
+        )
+        simulation = Simulation(config, shares, workspace, path, observer)
+    except BaseException:
+        if not resume:
+            shutil.rmtree(path)  # nothing was learned yet, so nothing is lost
+        raise
+    state = simulation.run()
+    scores = simulation.test(state)
+    for name, client in simulation.clients.items():
+        simulation.store.publish(state.round, name)
+        write_scores(path / "clients" / name / "scores.parquet", client.data, scores[name])
+    summary = summarise(simulation, state, scores)
+    write_json(path / "summary.json", summary)
+    return RunResult(path, summary)
+
+
+def finished(path: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Read the recipe and the summary of a finished run; RunError when it is none."""
+    if not (path / "config.toml").is_file():
+        raise RunError(f"{path}: not a run directory; give the folder that a training run left")
+    if not (path / "summary.json").is_file():
+        raise RunError(f"{path}: the run is not finished; go on with fellrec train … --resume")
+    config = RunConfig.from_toml(path / "config.toml")
+    return config, read_json(path / "summary.json")
+
+
+def write_scores(path: Path, data: Split, scores: Scores) -> None:
+    """Write a client's per-user scores, with the users' ids: they stay in the client's folder."""
+    frame = pd.DataFrame({"user": list(data.users), **scores})
+    write_bytes(path, frame.to_parquet(index=False))
+
+
+def _claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
+    """Make the run directory, or take over one whose recipe is the same."""
+    recipe = path / "config.toml"
+    if resume:
+        if not recipe.is_file():
+            raise RunError(f"{path}: no run to resume; leave out --resume to start one")
+        stored = RunConfig.from_toml(recipe)
+        changed = _difference(stored, config)
+        if changed:
+            raise ConfigError(f"{path}: --resume needs the same recipe, but {changed} differs")
+        return stored
+    if path.exists():
+        raise RunError(f"{path} exists already; choose another --out, or go on with --resume")
+    try:
+        path.mkdir(parents=True)
+        write_bytes(recipe, config.to_toml().encode())
+        sync_folder(path)
+    except OSError as error:
+        raise RunError(f"{path}: can't be written ({error.strerror})") from error
+    return config
+
+
+def _difference(stored: RunConfig, given: RunConfig) -> str:
+    """Name the first key in which two recipes differ; the run's name does not count."""
+    for key, value in stored.model_dump().items():
+        other = given.model_dump()[key]
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                if entry != other[name]:
+                    return f"{key}.{name}"
+        elif value != other and key != "name":
+            return key
+    return ""
+
+
+__all__ = ["RunResult", "Shares", "finished", "train", "write_scores"]

@@ -1,0 +1,175 @@
+"""The run directory: one complete state per finished round, and a pointer to the current one.
+
+A round is prepared in `rounds/<t>.partial/`, synced, renamed to `rounds/<t>/`, and becomes current
+when the pointer file is renamed; a crash at any line before that leaves the round before. Log files
+grow past the pointer, so each state records their sizes and `resume` cuts them back. Files in a
+finished round never change: clients that sat a round out, and a best adapter that stays the best,
+are the same file under a second name.
+
+    rounds/<t>/state.json                               round, bookkeeping per client, log sizes
+    rounds/<t>/clients/<id>/{adapter,private,optimiser,best_adapter,best_private}.safetensors
+    rounds/<t>/server/<id>/{adapter,optimiser,best_adapter}.safetensors
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fellrec.errors import RunError
+from fellrec.federation.files import (
+    link_or_copy,
+    link_tree,
+    read_json,
+    read_tensors,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+
+LOGS = ("metrics.jsonl", "ledger.csv")
+CLIENT, SERVER = "clients", "server"
+
+
+@dataclass
+class Standing:
+    """What is kept per client between rounds.
+
+    best_score: best validation score so far, None before the first. stale: rounds since. stopped:
+    early stopping ended its training.
+    """
+
+    best_score: float | None = None
+    best_round: int = 0
+    stale: int = 0
+    stopped: bool = False
+
+
+@dataclass
+class RunState:
+    """round: finished rounds. finished: early stopping ended the run."""
+
+    round: int = 0
+    standings: dict[str, Standing] = field(default_factory=dict)
+    logs: dict[str, int] = field(default_factory=dict)
+
+
+class RunStore:
+    """Reads and writes one run directory."""
+
+    def __init__(self, path: Path, keep_rounds: int = 2) -> None:
+        self.path = path
+        self._rounds = path / "rounds"
+        self._keep = keep_rounds
+
+    def state(self) -> RunState:
+        """Return the current state; the beginning when no round has finished."""
+        pointer = self._rounds / "current"
+        if not pointer.exists():
+            return RunState()
+        raw: dict[str, Any] = read_json(self._rounds / pointer.read_text().strip() / "state.json")
+        standings = {name: Standing(**value) for name, value in raw["standings"].items()}
+        return RunState(raw["round"], standings, raw["logs"])
+
+    def resume(self) -> RunState:
+        """Cut the logs back to the current state, drop what was half-prepared, and return it."""
+        state = self.state()
+        for log in LOGS:
+            path, size = self.path / log, state.logs.get(log, 0)
+            if not path.exists():
+                if size:
+                    raise RunError(f"{path} is missing; the run can't be resumed without it")
+                continue
+            if path.stat().st_size < size:
+                raise RunError(f"{path} is shorter than round {state.round} left it")
+            with path.open("r+b") as handle:
+                handle.truncate(size)
+        if self._rounds.exists():
+            for folder in self._rounds.iterdir():
+                if folder.is_dir() and folder.name != str(state.round):
+                    number = folder.name.removesuffix(".partial")
+                    if folder.name.endswith(".partial") or int(number) > state.round:
+                        shutil.rmtree(folder)
+        return state
+
+    def begin(self, round: int) -> Path:
+        """Return the empty folder in which the state after `round` rounds is prepared."""
+        partial = self._rounds / f"{round}.partial"
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        return partial
+
+    def carry(self, round: int, client: str) -> None:
+        """Take a client's files over from the round before: it did not take part."""
+        for side in (CLIENT, SERVER):
+            link_tree(
+                self._rounds / str(round - 1) / side / client,
+                self._rounds / f"{round}.partial" / side / client,
+            )
+
+    def tensors(self, round: int, side: str, client: str, name: str) -> dict[str, Tensor] | None:
+        """Read one file of a finished round; None where the client has none yet."""
+        path = self._rounds / str(round) / side / client / f"{name}.safetensors"
+        return read_tensors(path) if path.exists() else None
+
+    def put(
+        self, round: int, side: str, client: str, name: str, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Write one file of the round in preparation."""
+        path = self._rounds / f"{round}.partial" / side / client / f"{name}.safetensors"
+        write_tensors(path, tensors)
+
+    def prepared(self, round: int, side: str, client: str, name: str) -> dict[str, Tensor]:
+        """Read back one file of the round in preparation."""
+        path = self._rounds / f"{round}.partial" / side / client / f"{name}.safetensors"
+        return read_tensors(path)
+
+    def keep_best(self, round: int, client: str, *, improved: bool) -> None:
+        """Name this round's adapter the best one, or keep the best one so far."""
+        partial, before = self._rounds / f"{round}.partial", self._rounds / str(round - 1)
+        for side, name in ((CLIENT, "adapter"), (CLIENT, "private"), (SERVER, "adapter")):
+            source = (
+                partial / side / client / f"{name}.safetensors"
+                if improved
+                else before / side / client / f"best_{name}.safetensors"
+            )
+            if source.exists():
+                link_or_copy(source, partial / side / client / f"best_{name}.safetensors")
+
+    def commit(self, state: RunState) -> None:
+        """Make the prepared round the current one, and drop rounds that are no longer kept."""
+        state.logs = {
+            log: (self.path / log).stat().st_size
+            for log in LOGS
+            if (self.path / log).exists()
+        }
+        partial = self._rounds / f"{state.round}.partial"
+        write_json(partial / "state.json", asdict(state))
+        for folder in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
+            sync_folder(folder)
+        partial.rename(self._rounds / str(state.round))
+        sync_folder(self._rounds)
+        write_bytes(self._rounds / "current", f"{state.round}\n".encode())
+        sync_folder(self._rounds)
+        for folder in self._rounds.iterdir():
+            if folder.is_dir() and folder.name.isdigit():
+                if int(folder.name) <= state.round - self._keep:
+                    shutil.rmtree(folder)
+
+    def publish(self, round: int, client: str) -> None:
+        """Put a client's best and last adapters where they stay: `clients/<id>`, `server/<id>`."""
+        for side in (CLIENT, SERVER):
+            source = self._rounds / str(round) / side / client
+            for name in ("adapter", "private"):
+                for prefix, label in (("best_", "best"), ("", "last")):
+                    file = source / f"{prefix}{name}.safetensors"
+                    if file.exists():
+                        target = self.path / side / client / f"{label}_{name}.safetensors"
+                        link_or_copy(file, target)

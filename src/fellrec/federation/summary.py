@@ -1,0 +1,127 @@
+"""What a finished run says of itself: `summary.json`, the stable interface for scripts."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fellrec.evaluation.balance import balance, sampling_gap
+from fellrec.evaluation.ranking import mean_metrics
+from fellrec.federation.client import Scores
+from fellrec.federation.files import finite
+from fellrec.federation.simulation import Simulation
+from fellrec.federation.store import RunState
+from fellrec.federation.workspace import held, seeded
+from fellrec.models.stages import Stage
+from fellrec.split.ledger import Ledger
+
+
+def summarise(simulation: Simulation, state: RunState, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Build the summary of a run from its final state and every client's per-user test scores."""
+    config, shares = simulation.config, simulation.shares
+    metric = config.evaluation.metric
+    overall = mean_metrics(_joined(scores))
+    clients = []
+    for name, client in simulation.clients.items():
+        standing = state.standings.get(name)
+        clients.append(
+            {
+                "id": name,
+                "users": len(client.data),
+                "examples": int((client.data.train.lengths() - 1).clip(0).sum()),
+                "valid": standing.best_score if standing else None,
+                "best_round": standing.best_round if standing else 0,
+                **mean_metrics(scores[name]),
+            }
+        )
+    per_user = [values[metric][~np.isnan(values[metric])] for values in scores.values()]
+    per_user = [values for values in per_user if len(values)]
+    weights = [client["users"] for client in clients if client["valid"] is not None]
+    valids = [client["valid"] for client in clients if client["valid"] is not None]
+    equal = sampling_gap(per_user, seeded(config.seed, "sampling gap")) if per_user else None
+    summary = {
+        "dataset": shares.dataset.name,
+        "recommender": config.model.recommender,
+        "strategy": config.balance.strategy,
+        "seed": config.seed,
+        "rounds": state.round,
+        "users": len(shares.split),
+        "users_dropped": shares.split.dropped,
+        "items": len(shares.dataset.catalogue),
+        "overall": overall,
+        "valid": {metric: float(np.average(valids, weights=weights)) if valids else None},
+        "clients": clients,
+        "balance": {
+            "metric": metric,
+            **balance([values.mean() for values in per_user]),
+            "relative_gap_by_sampling_alone": equal,
+        },
+        "cost": _cost(simulation),
+    }
+    checked: dict[str, Any] = finite(summary)
+    return checked
+
+
+def _joined(scores: Mapping[str, Scores]) -> Scores:
+    names = next(iter(scores.values())).keys()
+    return {name: np.concatenate([client[name] for client in scores.values()]) for name in names}
+
+
+def _cost(simulation: Simulation) -> dict[str, Any]:
+    """Count what each side holds, from its tensors, and sum up what the logs say."""
+    workspace = simulation.workspace
+    recommender = workspace.recommender
+    blocks = [block for stage in (recommender.head, recommender.tail) for block in _blocks(stage)]
+    client_parameters, client_bytes = held([recommender])
+    client_blocks, _ = held(blocks)
+    server_parameters, server_bytes, server_blocks, adapter_parameters = 0, 0, 0, 0
+    if workspace.server is not None:
+        base = workspace.server.base
+        server_parameters, server_bytes = held([base])
+        server_blocks, _ = held(_blocks(base))
+        adapter_parameters = sum(p.numel() for p in workspace.initial_trunk().values())
+    crossed = Ledger.read(simulation.store.path / "ledger.csv").totals()
+    lines = _metrics(simulation.store.path / "metrics.jsonl")
+    train = sum(line["seconds"] for line in lines)
+    server = sum(line["server_seconds"] for line in lines)
+    return {
+        "client_parameters": client_parameters,
+        "client_bytes": client_bytes,
+        "client_blocks": recommender.head.blocks + recommender.tail.blocks,
+        "client_block_parameters": client_blocks,
+        "server_parameters": server_parameters,
+        "server_bytes": server_bytes,
+        "server_blocks": workspace.server.base.blocks if workspace.server else 0,
+        "server_block_parameters": server_blocks,
+        "server_adapter_parameters": adapter_parameters,
+        "client_parameter_share": client_parameters / (client_parameters + server_parameters),
+        "client_block_share": client_blocks / max(client_blocks + server_blocks, 1),
+        "bytes_up": crossed["bytes_up"],
+        "bytes_down": crossed["bytes_down"],
+        "train_seconds": round(train, 3),
+        "server_seconds": round(server, 3),
+        "steps": sum(line["steps"] for line in lines),
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def _blocks(stage: Stage) -> list[nn.Module]:
+    return list(stage.body.get_submodule(stage.family.layers).children())
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if "failed" not in line]
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,204 @@
+"""From a recipe to the things a run works with: data, clients' shares, stages, trunk server.
+
+A simulation of any number of clients builds one head, one tail and one trunk: clients take turns
+on them, and what is theirs (adapters, private tensors, moments) is on disk between turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fellrec.config import RunConfig
+from fellrec.data.cache import cache_folder
+from fellrec.data.interactions import Dataset, Split, k_core, sample_users
+from fellrec.data.partition import Partition, partition
+from fellrec.data.sources import fetch_model, load_dataset
+from fellrec.data.splits import split
+from fellrec.errors import ConfigError, DataError
+from fellrec.federation.client import Client, ClientSettings
+from fellrec.models.adapters import LoraSettings, adapter, attach
+from fellrec.models.hllm import Hllm, HllmSettings
+from fellrec.models.optimiser import OptimiserSettings
+from fellrec.models.recommender import Kind, NoTrunk, Recommender, Trunk
+from fellrec.models.stages import Role, Stage, load_stage
+from fellrec.models.text import encode_texts
+from fellrec.split.codecs import Codec
+from fellrec.split.ledger import Ledger
+from fellrec.split.remote import RemoteTrunk
+from fellrec.split.transport import InProcessTransport
+from fellrec.split.trunk import SessionSettings, TrunkServer
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The data of a run, and whose it is."""
+
+    dataset: Dataset
+    split: Split
+    partition: Partition
+
+    def of(self, client: int) -> Split:
+        """Return the users of one client."""
+        return self.split.take(np.flatnonzero(self.partition.assignment == client))
+
+
+def seeded(seed: int, *names: str) -> np.random.Generator:
+    """Return a generator that depends on the seed and the names alone."""
+    text = "|".join((str(seed), *names))
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def share_data(config: RunConfig) -> Shares:
+    """Load, filter, split and partition the data of a recipe."""
+    dataset = load_dataset(config.data.source)
+    if config.data.k_core:
+        dataset = k_core(dataset, config.data.k_core)
+    if config.data.max_users:
+        dataset = sample_users(dataset, config.data.max_users, seeded(config.seed, "users"))
+    parts = split(dataset, config.data.split)
+    clients = config.clients
+    shares = partition(
+        parts,
+        clients.partition,
+        clients.count,
+        seeded(config.seed, "partition"),
+        column=clients.column,
+        alpha=clients.concentration,
+        n_items=len(dataset.catalogue),
+        groups=clients.groups,
+    )
+    if clients.per_round > len(shares.names):
+        raise ConfigError(
+            f"clients.per_round = {clients.per_round}, but there are {len(shares.names)} clients"
+        )
+    for client, name in enumerate(shares.names):
+        users = np.flatnonzero(shares.assignment == client)
+        if not (parts.train.lengths()[users] >= 2).any():
+            raise DataError(f"client {name} has no history to learn from; use fewer clients")
+    return Shares(dataset, parts, shares)
+
+
+def lora_settings(config: RunConfig) -> LoraSettings:
+    """Read the [lora] section."""
+    lora = config.lora
+    return LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets), lora.freeze_a)
+
+
+def optimiser_settings(config: RunConfig) -> OptimiserSettings:
+    """Read the optimiser's part of the [train] section."""
+    train = config.train
+    return OptimiserSettings(train.learning_rate, train.weight_decay, train.clip)
+
+
+class Workspace:
+    """The model of a run, cut, with every part in this process.
+
+    recommender: the client's side. server: the trunk's side, None where no block is left for it.
+    trunk: how the client reaches it, through the wire's codec. ledger: what crossed.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        if config.model.recommender != "hllm":
+            raise ConfigError(
+                f"model.recommender: unknown recommender {config.model.recommender!r}; use 'hllm'"
+            )
+        self.config = config
+        self.dataset = dataset
+        self.base = fetch_model(config.model.base)
+        self.ledger = Ledger()
+        head, tail = self.load_stage("head"), self.load_stage("tail")
+        self.recommender: Recommender = self._recommender(head, tail, progress)
+        self.server = self._serve()
+        self.trunk = self._connect()
+        self._initial = {n: p.detach().clone() for n, (_, p) in self.recommender.trained().items()}
+
+    def load_stage(self, role: Role) -> Stage:
+        """Load one stage with its adapter attached."""
+        model = self.config.model
+        stage = load_stage(self.base, role, model.k_in, model.k_out, dropout=model.dropout)
+        attach(stage, lora_settings(self.config), self.config.seed)
+        return stage
+
+    def _recommender(
+        self, head: Stage, tail: Stage, progress: Callable[[int, int], None]
+    ) -> Recommender:
+        model = self.config.model
+        vectors = encode_texts(
+            self.dataset.catalogue.texts(),
+            fetch_model(model.item_encoder),
+            cache_folder() / "vectors",
+            progress=progress,
+        )
+        settings = HllmSettings(model.history, model.item_residual, model.scale_init)
+        return Hllm(head, tail, vectors, settings, self.config.seed)
+
+    def _serve(self) -> TrunkServer | None:
+        settings = SessionSettings(
+            self.config.seed,
+            optimiser_settings(self.config),
+            self.config.train.micro_batches,
+            self.config.split.max_frame_mib << 20,
+        )
+        stage = self.load_stage("trunk")
+        return TrunkServer(stage, settings) if stage.blocks else None
+
+    def _connect(self) -> Trunk:
+        if self.server is None:
+            return NoTrunk()
+        split_config = self.config.split
+        return RemoteTrunk(
+            InProcessTransport(self.server),
+            codec=Codec(split_config.codec),
+            ledger=self.ledger,
+            max_bytes=split_config.max_frame_mib << 20,
+        )
+
+    def client(self, name: str, data: Split) -> Client:
+        """Return a client that works on this model when its turn comes."""
+        train, evaluation = self.config.train, self.config.evaluation
+        settings = ClientSettings(
+            seed=self.config.seed,
+            optimiser=optimiser_settings(self.config),
+            local_epochs=train.local_epochs,
+            batch_size=train.batch_size,
+            micro_batches=train.micro_batches,
+            windows=train.windows,
+            ks=tuple(evaluation.ks),
+            evaluation_batch=evaluation.batch_size,
+        )
+        return Client(name, data, self.recommender, self.trunk, settings)
+
+    def initial(self, *kinds: Kind) -> dict[str, Tensor]:
+        """The tensors of some kinds that every client starts from."""
+        return {name: self._initial[name] for name in self.recommender.parameters_of(*kinds)}
+
+    def initial_trunk(self) -> dict[str, Tensor]:
+        """The trunk adapter that every client starts from."""
+        return self.server.initial() if self.server is not None else {}
+
+
+def held(modules: list[nn.Module]) -> tuple[int, int]:
+    """Count parameters and bytes of all tensors that modules hold, shared storage once."""
+    seen: dict[int, Tensor] = {}
+    for module in modules:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point():
+                seen[tensor.data_ptr() or id(tensor)] = tensor
+    tensors = list(seen.values())
+    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)

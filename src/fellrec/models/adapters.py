@@ -1,0 +1,102 @@
+"""LoRA on a stage: attach it, read it, write it (with `peft`).
+
+Tensors go by their names in the whole model (`encoder.layer.3….lora_A.weight`), so that head, trunk
+and tail together are one adapter of the untouched base. All clients start from the same factors: A
+is drawn from a generator keyed by the seed and the tensor's name, B is 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from fellrec.errors import ModelError
+from fellrec.models.dropout import StepKey, key_dropouts
+from fellrec.models.stages import Family, Stage
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters: ΔW = alpha / rank · B A on each target module.
+
+    targets: `attention`, `mlp`, or names of modules as the base spells them. freeze_a: train B only.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = field(default=("query", "value"))
+    freeze_a: bool = False
+
+
+def target_pattern(family: Family, targets: tuple[str, ...]) -> str:
+    """Return the regular expression of the module paths that `targets` names."""
+    paths: list[str] = []
+    for target in targets:
+        group = {"attention": family.attention, "mlp": family.mlp}.get(target)
+        paths += [re.escape(p) for p in group] if group else [rf"(?:.*\.)?{re.escape(target)}"]
+    return rf"{re.escape(family.layers)}\.\d+\.(?:{'|'.join(paths)})"
+
+
+def attach(stage: Stage, settings: LoraSettings, seed: int) -> None:
+    """Add trainable factors to a stage, drawn from (seed, name of the tensor).
+
+    A stage of 0 blocks stays as it is. Raises ModelError when no module matches.
+    """
+    if stage.blocks == 0:
+        return
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_pattern(stage.family, settings.targets),
+        bias="none",
+    )
+    try:
+        inject_adapter_in_model(config, stage.body)
+    except ValueError as error:
+        leaves = sorted(
+            {n.rpartition(".")[2] for n, m in stage.body.named_modules() if isinstance(m, nn.Linear)}
+        )
+        raise ModelError(
+            f"lora.targets {list(settings.targets)} match no module; the base has {leaves}"
+        ) from error
+    for name, parameter in adapter(stage).items():
+        with torch.no_grad():
+            if ".lora_A." in name:
+                bound = 1 / math.sqrt(parameter.shape[1])  # Kaiming-uniform with a = sqrt(5), as peft
+                generator = StepKey(seed=seed).generator("init", name)
+                parameter.uniform_(-bound, bound, generator=generator)
+                parameter.requires_grad_(not settings.freeze_a)
+            else:
+                parameter.zero_()
+    key_dropouts(stage.body, stage.key, stage.whole_name)
+
+
+def adapter(stage: Stage) -> dict[str, nn.Parameter]:
+    """Return the LoRA factors of a stage by whole-model name: A (r, in), B (out, r), float32."""
+    return {
+        stage.whole_name(name).replace(".default.", "."): parameter
+        for name, parameter in stage.body.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def write(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` into `parameters`; names and shapes must agree (ModelError otherwise)."""
+    if parameters.keys() != tensors.keys():
+        odd = sorted(parameters.keys() ^ tensors.keys())
+        raise ModelError(f"the adapter's tensors do not fit the stage, first difference: {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if tensors[name].shape != parameter.shape:
+                raise ModelError(
+                    f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])

@@ -1,0 +1,100 @@
+"""AdamW over named tensors, with a state that goes to disk by name.
+
+Head and tail step on the client, the trunk steps on the server, each with one of these. Clipping
+needs the norm over all stages, so the norm is told to the other side before anyone steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fellrec.errors import RunError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """learning_rate, weight_decay: of AdamW. clip: largest norm over all stages, 0 for none."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+class Optimiser:
+    """AdamW for the trainable ones among `parameters` (name -> tensor)."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], settings: OptimiserSettings
+    ) -> None:
+        self._parameters = {n: p for n, p in parameters.items() if p.requires_grad}
+        self._settings = settings
+        values = list(self._parameters.values())
+        self._adam = (
+            torch.optim.AdamW(
+                values, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            )
+            if values
+            else None
+        )
+
+    def squared_norm(self) -> float:
+        """Squared L2 norm of all gradients of this side."""
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if not gradients:
+            return 0.0
+        norms = torch._foreach_norm(gradients)
+        return float(torch.stack(norms).double().square().sum())
+
+    def step(self, squared_norm: float) -> None:
+        """Clip by the norm over all stages, step, and forget the gradients.
+
+        squared_norm: summed over the stages of client and server, so both sides scale alike.
+        """
+        if self._adam is None:
+            return
+        clip, norm = self._settings.clip, squared_norm**0.5
+        if clip and norm > clip:
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            torch._foreach_mul_(gradients, clip / norm)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments and step counts as `exp_avg/<name>` … tensors."""
+        if self._adam is None:
+            return {}
+        return {
+            f"{moment}/{name}": self._adam.state[parameter][moment]
+            for name, parameter in self._parameters.items()
+            for moment in _MOMENTS
+            if parameter in self._adam.state
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over moments from `state()`; tensors without any start anew.
+
+        Raises RunError for a moment of an unknown tensor or of another shape.
+        """
+        if self._adam is None:
+            return
+        self._adam.state.clear()
+        for key, value in state.items():
+            moment, _, name = key.partition("/")
+            parameter = self._parameters.get(name)
+            if parameter is None or moment not in _MOMENTS:
+                raise RunError(f"the optimiser's state holds {key!r}, which this model does not")
+            if moment != "step" and value.shape != parameter.shape:
+                raise RunError(f"the optimiser's state of {name} has shape {tuple(value.shape)}")
+            self._adam.state[parameter][moment] = value.clone()
+
+
+def without(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return an optimiser's state with the moments of `names` reset (METHOD M4)."""
+    reset = set(names)
+    return {key: value for key, value in state.items() if key.partition("/")[2] not in reset}

@@ -1,0 +1,316 @@
+"""Cut a Hugging Face model into head, trunk and tail (METHOD section 2).
+
+A stage is a model of the base's own class over a slice of its layer list. What a stage does not own
+is neutralised: BERT-like models add positions and a LayerNorm to whatever comes in, so stages after
+the head pass their input through instead; the final norm stays with the tail. Per-layer lists of the
+configuration are sliced with the layers, and each slice counts its layers from 0.
+
+Weights are read by name, each stage its own. Attention dropout is switched off: the fused kernels
+draw it from global random state, and every mask here has to be the same in a split and a whole
+model. Hidden dropout and LoRA dropout are keyed (`dropout.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from fellrec.errors import ModelError
+from fellrec.models.dropout import StepKey, key_dropouts
+from fellrec.models.layout import Layout
+from fellrec.models.weights import MemoryWeights, SafetensorsWeights, Weights
+
+Role = Literal["head", "trunk", "tail", "whole"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a kind of model keeps its parts.
+
+    layers, embeddings, tokens, norm: paths below the base model. attention, mlp: paths of the linear
+    modules below one layer.
+    """
+
+    layers: str
+    embeddings: str
+    tokens: str
+    norm: str | None
+    decoder: bool
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+
+
+BERT = Family(
+    layers="encoder.layer",
+    embeddings="embeddings",
+    tokens="embeddings.word_embeddings",
+    norm=None,
+    decoder=False,
+    attention=(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+    ),
+    mlp=("intermediate.dense", "output.dense"),
+)
+LLAMA = Family(
+    layers="layers",
+    embeddings="embed_tokens",
+    tokens="embed_tokens",
+    norm="norm",
+    decoder=True,
+    attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    mlp=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+    "camembert": BERT,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the family of a configuration; ModelError lists the kinds that can be cut."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError(f"a {config.model_type} model can't be cut; use one of: {known}")
+    return family
+
+
+class _PassThrough(nn.Module):
+    """Stands where a stage has no embeddings: hands on the activations that came in."""
+
+    def forward(self, inputs_embeds: Tensor, **_: object) -> Tensor:
+        return inputs_embeds
+
+
+class Stage(nn.Module):
+    """Some consecutive blocks of a base model, with what belongs before or after them.
+
+    role: which part this is. first: whole-model number of its first block. body: the sliced model.
+    key: where training stands, shared by its dropout modules.
+    """
+
+    def __init__(
+        self, body: PreTrainedModel, role: Role, first: int, family: Family, causal: bool
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.role: Role = role
+        self.first = first
+        self.family = family
+        self.causal = causal
+        self.key = StepKey()
+        self._offset = 0
+        if role in ("head", "whole") and family is BERT and body.config.model_type != "bert":
+            self._offset = int(body.config.pad_token_id) + 1  # RoBERTa counts places from there
+        self.body.requires_grad_(False)
+        key_dropouts(self.body, self.key, self.whole_name)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in this stage."""
+        return int(self.body.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Channels of the activations."""
+        return int(self.body.config.hidden_size)
+
+    def whole_name(self, name: str) -> str:
+        """Turn a path below `body` into the path in the whole model."""
+        pattern = rf"^({re.escape(self.family.layers)})\.(\d+)(?=\.|$)"
+        return re.sub(pattern, lambda m: f"{m[1]}.{int(m[2]) + self.first}", name)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Look up token embeddings: (batch, width) int64 -> (batch, width, d)."""
+        return self.body.get_submodule(self.family.tokens)(tokens)  # type: ignore[no-any-return]  # nn.Module
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Run the blocks: (batch, width, d) -> (batch, width, d).
+
+        Only valid positions mean anything. A causal model padded on the right needs no mask at
+        all, since nothing valid attends to what stands behind it; that keeps the fast kernel.
+        """
+        masked = not layout.full and not (self.causal and layout.side == "right")
+        output = self.body(
+            inputs_embeds=hidden,
+            attention_mask=layout.valid.to(hidden.device, torch.int64) if masked else None,
+            position_ids=layout.positions.to(hidden.device) + self._offset,
+            use_cache=False,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]  # transformers is untyped here
+
+    def base_parameters(self) -> Iterator[nn.Parameter]:
+        """The frozen tensors of the base."""
+        return (p for p in self.body.parameters() if not p.requires_grad)
+
+    def replica(self) -> Stage:
+        """Return a copy with its own trained tensors and key, over the same frozen storage."""
+        shared: dict[int, Any] = {id(p): p for p in self.base_parameters()}
+        shared.update({id(b): b for b in self.body.buffers()})
+        return copy.deepcopy(self, shared)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A model that is cut: `trunk` is None where no block stands between head and tail."""
+
+    head: Stage
+    trunk: Stage | None
+    tail: Stage
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """Read a base's configuration; ModelError when there is none or it can't be cut."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{folder}: no usable config.json ({reason})") from error
+    family_of(config)
+    return config
+
+
+def spans(layers: int, k_in: int, k_out: int) -> dict[Role, range]:
+    """Which blocks each stage holds; ModelError when head and tail want more than there are."""
+    if k_in < 0 or k_out < 0 or k_in + k_out > layers:
+        raise ModelError(
+            f"model.k_in = {k_in} and model.k_out = {k_out} need {k_in + k_out} blocks, "
+            f"the base has {layers}; lower one of them"
+        )
+    return {
+        "head": range(0, k_in),
+        "trunk": range(k_in, layers - k_out),
+        "tail": range(layers - k_out, layers),
+        "whole": range(0, layers),
+    }
+
+
+def build_stage(
+    config: PretrainedConfig,
+    weights: Weights,
+    role: Role,
+    span: range,
+    *,
+    causal: bool = True,
+    tokens: bool = False,
+    dropout: float = 0.0,
+) -> Stage:
+    """Build one stage and load its own tensors, and no others.
+
+    span: the blocks it holds (whole-model numbers). causal: attend backwards only (encoders are
+    turned into decoders by their configuration). tokens: keep the token embedding table in the head;
+    without it the head takes vectors. dropout: hidden dropout of encoders.
+
+    Raises ModelError for an unknown family, a missing tensor or a wrong shape.
+    """
+    family = family_of(config)
+    if family.decoder and not causal:
+        raise ModelError(f"a {config.model_type} model is causal; use an encoder as base")
+    own = _slice_config(config, span, family, causal=causal, dropout=dropout)
+    with no_init_weights(), torch.device("meta"):
+        kwargs = {} if family.decoder else {"add_pooling_layer": False}
+        body: PreTrainedModel = AutoModel.from_config(own, **kwargs)
+    owns_embeddings = role in ("head", "whole")
+    if not owns_embeddings:
+        stand_in = nn.Identity() if family.decoder else _PassThrough()
+        body.set_submodule(family.embeddings, stand_in)
+    elif not tokens:
+        body.set_submodule(family.tokens, nn.Identity())
+    if family.norm and role not in ("tail", "whole"):
+        body.set_submodule(family.norm, nn.Identity())
+    body.to_empty(device="cpu")
+    for module in body.modules():
+        if module._non_persistent_buffers_set:  # positions and rotary tables are computed
+            body._init_weights(module)
+    stage = Stage(body.eval(), role, span.start, family, causal)
+    _load(stage, weights, config)
+    return stage
+
+
+def _slice_config(
+    config: PretrainedConfig, span: range, family: Family, *, causal: bool, dropout: float
+) -> PretrainedConfig:
+    own = copy.deepcopy(config)
+    for name in ("layer_types", "attention_window"):
+        value = getattr(config, name, None)
+        if isinstance(value, list):
+            setattr(own, name, value[span.start : span.stop])
+    own.num_hidden_layers = len(span)
+    if family.decoder:
+        own.attention_dropout = 0.0
+    else:
+        own.attention_probs_dropout_prob = 0.0
+        own.hidden_dropout_prob = dropout
+        own.is_decoder = causal
+    return own
+
+
+def _load(stage: Stage, weights: Weights, config: PretrainedConfig) -> None:
+    """Read the tensors of a stage, whose names in a file may carry the base model's prefix."""
+    wanted = {name: stage.whole_name(name) for name, _ in stage.body.named_parameters()}
+    available = set(weights.names())
+    prefix = ""
+    if wanted and next(iter(wanted.values())) not in available:
+        prefix = f"{stage.body.base_model_prefix}."
+    tensors = weights.read(prefix + name for name in wanted.values())
+    state = {name: tensors[prefix + whole] for name, whole in wanted.items()}
+    for name, parameter in stage.body.named_parameters():
+        if state[name].shape != parameter.shape:
+            raise ModelError(
+                f"{wanted[name]} has shape {tuple(state[name].shape)}, config.json asks for "
+                f"{tuple(parameter.shape)}; use weights that belong to this configuration"
+            )
+    state = {name: tensor.to(torch.float32) for name, tensor in state.items()}
+    stage.body.load_state_dict(state, strict=False, assign=True)
+    stage.body.requires_grad_(False)
+
+
+def load_stage(
+    folder: Path, role: Role, k_in: int, k_out: int, *, causal: bool = True, dropout: float = 0.0
+) -> Stage:
+    """Build one stage from a folder with `config.json` and safetensors files."""
+    config = load_config(folder)
+    span = spans(config.num_hidden_layers, k_in, k_out)[role]
+    weights = SafetensorsWeights(folder)
+    return build_stage(config, weights, role, span, causal=causal, dropout=dropout)
+
+
+def cut(
+    model: PreTrainedModel, k_in: int, k_out: int, *, causal: bool | None = None
+) -> Stages:
+    """Cut a model in memory; the stages share its tensors.
+
+    The head keeps the token embedding and blocks 0 … k_in-1, the tail the last k_out blocks and the
+    final norm, the trunk what is between. causal: None keeps what the model does. An output layer
+    above the base model stays where it is.
+    """
+    base = model.base_model
+    config = base.config
+    if causal is None:
+        causal = family_of(config).decoder or bool(config.is_decoder)
+    ranges = spans(config.num_hidden_layers, k_in, k_out)
+    weights = MemoryWeights(base.state_dict())
+
+    def stage(role: Role) -> Stage:
+        return build_stage(config, weights, role, ranges[role], causal=causal, tokens=True)
+
+    trunk = stage("trunk") if ranges["trunk"] else None
+    return Stages(stage("head"), trunk, stage("tail"))

@@ -1,0 +1,1 @@
+"""Complete runs a person can start by name: ``fellrec train demo``."""

@@ -1,0 +1,249 @@
+"""M3 against a naive loop and its limits bit for bit; M4 against an SVD of the dense mixture."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fellrec.balance import combine, heating, merge_products, mix, mixture
+from fellrec.errors import ModelError
+
+NAMES = {"q.lora_A.weight": (3, 7), "q.lora_B.weight": (5, 3), "norm.weight": (11,), "scale": ()}
+
+
+def make_updates(clients: int, seed: int = 0) -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    return [{n: torch.randn(s, generator=draw) for n, s in NAMES.items()} for _ in range(clients)]
+
+
+def make_weighing(clients: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    square = torch.rand(clients, clients, generator=draw, dtype=torch.float64)
+    pull = ((square + square.T) / 2).fill_diagonal_(1)
+    return pull, torch.rand(clients, generator=draw, dtype=torch.float64)
+
+
+def naive(
+    updates: list[dict[str, Tensor]], pull: Tensor, warmth: Tensor
+) -> list[dict[str, Tensor]]:
+    """M3 as it is written, one client at a time, from a snapshot."""
+    mixed = []
+    for c, own in enumerate(updates):
+        others = [j for j in range(len(updates)) if j != c]
+        below = 1 + warmth[c] * sum(pull[c, j] for j in others)
+        mixed.append(
+            {
+                n: (
+                    own[n].double()
+                    + warmth[c] * sum(pull[c, j] * updates[j][n].double() for j in others)
+                )
+                / below
+                for n in own
+            }
+        )
+    return mixed
+
+
+def assert_same_bits(found: Tensor, expected: Tensor) -> None:
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+def test_weights_by_hand() -> None:
+    # w_0 = 0.5, s_01 = 0.8, s_02 = 0.2: 1 + 0.5 * 1.0 = 1.5 -> (1, 0.4, 0.1) / 1.5.
+    pull = torch.tensor([[1, 0.8, 0.2], [0.8, 1, 0.5], [0.2, 0.5, 1]], dtype=torch.float64)
+    found = mixture(pull, torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
+    expected = [[1 / 1.5, 0.4 / 1.5, 0.1 / 1.5], [0, 1, 0], [0.2 / 1.7, 0.5 / 1.7, 1 / 1.7]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_mix_matches_the_formula() -> None:
+    updates, (pull, warmth) = make_updates(5), make_weighing(5)
+    for found, expected in zip(
+        mix(updates, pull, warmth), naive(updates, pull, warmth), strict=True
+    ):
+        assert found.keys() == expected.keys()
+        for name in NAMES:
+            assert found[name].dtype == torch.float32
+            torch.testing.assert_close(found[name], expected[name].float(), rtol=1.2e-7, atol=0)
+
+
+@settings(max_examples=50)
+@given(clients=st.integers(1, 8), seed=st.integers(0, 10**6), alone=st.booleans())
+def test_weights_are_convex(clients: int, seed: int, alone: bool) -> None:
+    pull, warmth = make_weighing(clients, seed)
+    if alone:
+        warmth[0] = 0
+    weights = mixture(pull, warmth)
+    assert (weights >= 0).all()
+    assert weights.sum(dim=1).tolist() == pytest.approx([1.0] * clients, abs=1e-14)
+    values = torch.randn(clients, 4, generator=torch.Generator().manual_seed(seed))
+    mixed = combine(weights, values)
+    assert (mixed <= values.max(dim=0).values + 1e-6).all()
+    assert (mixed >= values.min(dim=0).values - 1e-6).all()
+
+
+def test_order_of_clients_only_permutes() -> None:
+    updates, (pull, warmth), order = make_updates(5), make_weighing(5), [4, 2, 0, 1, 3]
+    straight = mix(updates, pull, warmth)
+    turned = mix([updates[i] for i in order], pull[order][:, order], warmth[order])
+    for found, client in zip(turned, order, strict=True):
+        for name in NAMES:
+            torch.testing.assert_close(found[name], straight[client][name], rtol=1e-6, atol=0)
+
+
+def test_clients_that_agree_stay_where_they_are() -> None:
+    updates, (pull, warmth) = make_updates(1) * 6, make_weighing(6)
+    for found in mix(updates, pull, warmth):
+        for name in NAMES:
+            assert_same_bits(found[name], updates[0][name])
+
+
+@pytest.mark.parametrize("cold", ["alpha", "attention"])
+def test_local_only_limit_bit_for_bit(cold: str) -> None:
+    updates, (pull, warmth) = make_updates(4), make_weighing(4)
+    if cold == "alpha":
+        warmth = heating([1.0, 2.0, 3.0, 4.0], 9, alpha=0, beta=1)
+    else:
+        pull = torch.eye(4, dtype=torch.float64)
+    for found, own in zip(mix(updates, pull, warmth), updates, strict=True):
+        for name in NAMES:
+            assert_same_bits(found[name], own[name])
+            assert found[name].data_ptr() != own[name].data_ptr()
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 5, 7, 10, 49])
+def test_fedavg_limit_is_exactly_one_nth(clients: int) -> None:
+    ones = torch.ones(clients, clients, dtype=torch.float64)
+    weights = mixture(ones, torch.ones(clients, dtype=torch.float64))
+    assert torch.equal(weights, torch.full_like(ones, 1 / clients))
+    mixed = combine(weights, torch.randn(clients, 1001, generator=torch.Generator().manual_seed(0)))
+    for row in mixed:  # one global model, to the last bit
+        assert_same_bits(row, mixed[0])
+
+
+def test_a_client_without_weight_on_others_keeps_every_bit() -> None:
+    values = torch.tensor([[-0.0, 1e-45, 3.0], [1.0, 2.0, 4.0], [5.0, 6.0, 7.0]])
+    weights = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5]], dtype=torch.float64)
+    mixed = combine(weights, values)
+    assert_same_bits(mixed[0], values[0])
+    assert mixed[1:].tolist() == [[0.5, 1.0, 3.5], [3.0, 4.0, 5.5]]
+
+
+def test_all_clients_read_one_snapshot() -> None:
+    values = torch.tensor([[1.0], [3.0]])
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    assert combine(swap, values).tolist() == [[3.0], [1.0]]
+    assert values.tolist() == [[1.0], [3.0]]
+
+
+def test_blocks_larger_than_the_working_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = mixture(*make_weighing(5))
+    values = torch.randn(5, 10, 10, generator=torch.Generator().manual_seed(0))
+    whole = combine(weights, values)
+    monkeypatch.setattr(import_module("fellrec.balance.mixing"), "_WORKING_ELEMENTS", 35)
+    assert_same_bits(combine(weights, values), whole)
+
+
+def test_refusals() -> None:
+    one, other = make_updates(2)
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    with pytest.raises(ModelError, match="do not fit"):
+        mixture(ones, torch.ones(3))
+    with pytest.raises(ModelError, match="not negative"):
+        mixture(-ones, torch.ones(2))
+    with pytest.raises(ModelError, match="finite"):
+        mixture(ones, torch.tensor([1.0, torch.nan]))
+    with pytest.raises(ModelError, match="do not fit"):
+        combine(ones, torch.ones(3, 1))
+    with pytest.raises(ModelError, match="no client completed"):
+        mix([], torch.ones(0, 0), torch.ones(0))
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        mix([one, dict(other, scale=torch.tensor(torch.inf))], ones, torch.ones(2))
+
+
+def make_factors(clients: int, rank: int, width: int, height: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(rank)
+    return (
+        torch.randn(clients, rank, width, generator=draw),
+        torch.randn(clients, height, rank, generator=draw),
+    )
+
+
+@pytest.mark.parametrize(
+    ("clients", "rank", "width", "height"),
+    # Thin QR; N·r = d; N·r above d; more rank than the matrix has.
+    [(3, 2, 20, 15), (3, 2, 6, 9), (5, 4, 12, 10), (3, 5, 4, 9)],
+)
+def test_product_merge_is_the_truncated_svd_of_the_dense_mixture(
+    clients: int, rank: int, width: int, height: int
+) -> None:
+    a, b = make_factors(clients, rank, width, height)
+    weights = mixture(*make_weighing(clients))
+    new_a, new_b, dropped = merge_products(a, b, weights)
+    assert (new_a.shape, new_b.shape, new_a.dtype) == (a.shape, b.shape, torch.float32)
+    for c in range(clients):
+        dense = sum(weights[c, j] * (b[j].double() @ a[j].double()) for j in range(clients))
+        assert isinstance(dense, Tensor)
+        u, s, vt = torch.linalg.svd(dense, full_matrices=False)
+        best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+        torch.testing.assert_close(new_b[c] @ new_a[c], best.float(), rtol=1e-4, atol=1e-5)
+        lost = (dense - best).square().sum() / dense.square().sum()
+        assert dropped[c].item() == pytest.approx(lost.item(), abs=1e-12)
+
+
+def test_product_merge_keeps_every_rank_alive() -> None:
+    a, b = make_factors(3, 4, 20, 15)
+    new_a, new_b, _ = merge_products(a, b, mixture(*make_weighing(3)))
+    torch.testing.assert_close(new_a @ new_a.mT, torch.eye(4).expand(3, 4, 4), rtol=0, atol=1e-5)
+    assert (new_b.norm(dim=1) > 0).all()
+    # Also when the mixture itself is 0, as before any training: B may be 0, A may not.
+    new_a, new_b, dropped = merge_products(a, torch.zeros_like(b), mixture(*make_weighing(3)))
+    torch.testing.assert_close(new_a @ new_a.mT, torch.eye(4).expand(3, 4, 4), rtol=0, atol=1e-5)
+    assert not new_b.any()
+    assert not dropped.any()
+
+
+def test_product_merge_of_equal_clients_drops_nothing() -> None:
+    a, b = make_factors(1, 3, 30, 20)
+    same_a, same_b = a.repeat(4, 1, 1), b.repeat(4, 1, 1)
+    new_a, new_b, dropped = merge_products(same_a, same_b, mixture(*make_weighing(4)))
+    torch.testing.assert_close(new_b @ new_a, same_b @ same_a, rtol=1e-4, atol=1e-5)
+    assert dropped.max() < 1e-12
+
+
+def test_product_merge_leaves_a_lone_client_untouched() -> None:
+    a, b = make_factors(3, 2, 20, 15)
+    pull, warmth = make_weighing(3)
+    warmth[1] = 0
+    new_a, new_b, dropped = merge_products(a, b, mixture(pull, warmth))
+    assert_same_bits(new_a[1], a[1])
+    assert_same_bits(new_b[1], b[1])
+    assert dropped[1] == 0
+    assert (dropped[[0, 2]] > 0).all()
+    new_a, new_b, dropped = merge_products(a, b, torch.eye(3, dtype=torch.float64))
+    assert_same_bits(new_a, a)
+    assert_same_bits(new_b, b)
+
+
+def test_product_merge_does_not_depend_on_the_order_of_clients() -> None:
+    (a, b), (pull, warmth), order = make_factors(4, 2, 20, 15), make_weighing(4), [2, 0, 3, 1]
+    straight = merge_products(a, b, mixture(pull, warmth))
+    turned = merge_products(a[order], b[order], mixture(pull[order][:, order], warmth[order]))
+    for found, expected in zip(turned, straight, strict=True):
+        torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
+
+
+def test_product_merge_refusals() -> None:
+    a, b = make_factors(3, 2, 20, 15)
+    weights = mixture(*make_weighing(3))
+    with pytest.raises(ModelError, match="do not pair"):
+        merge_products(a, b.mT, weights)
+    with pytest.raises(ModelError, match="do not fit"):
+        merge_products(a[:2], b, weights)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        merge_products(a * torch.inf, b, weights)
