@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
 from fellrec.federation.client import Client
+from fellrec.federation.files import read_tensors
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
@@ -87,4 +89,15 @@ def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -
         trunk,
         client.moments(),
         trunk_moments,
+    )
+
+
+def published_model(path: Path, workspace: Workspace, name: str) -> ClientModel:
+    """Read a client's best model from a finished run's `clients/<id>` and `server/<id>`."""
+    here, there = path / CLIENT / name, path / SERVER / name
+    private = here / "best_private.safetensors"
+    return ClientModel(
+        read_tensors(here / "best_adapter.safetensors"),
+        read_tensors(private) if private.exists() else {},
+        read_tensors(there / "best_adapter.safetensors"),
     )

@@ -45,7 +45,6 @@ class Ledger:
     """Counts what crossed. Safe to share between the threads of a server."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._lock = threading.Lock()
         self._sums: dict[_Key, tuple[int, int]] = {}
         self._written: dict[_Key, tuple[int, int]] = {}

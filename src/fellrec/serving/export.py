@@ -1,0 +1,55 @@
+"""Join a client's parts into one adapter of the whole, untouched base, in `peft`'s own form."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from peft import LoraConfig
+
+from fellrec.errors import RunError
+from fellrec.federation.files import write_tensors
+from fellrec.federation.workspace import lora_settings
+from fellrec.models.adapters import target_pattern
+from fellrec.serving.run import Run, RunClient, load_run
+
+
+def export_adapter(run: Run | str | Path, client: str, path: str | Path) -> Path:
+    """Write a client's best adapter so that `PeftModel.from_pretrained(base, path)` loads it.
+
+    `adapter_model.safetensors` holds the LoRA factors of head, trunk and tail under the base model's
+    own names; `recommender.safetensors` what the recommender trained besides (projection, scale, item
+    residual). Where the item residual is private the export is as private as the client's folder.
+
+    Raises RunError when `path` exists.
+    """
+    target = Path(path)
+    if target.exists():
+        raise RunError(f"{target} exists already; choose another folder")
+    opened = run if isinstance(run, Run) else load_run(run)
+    member = opened.client(client)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write(member, partial)
+    partial.rename(target)
+    return target
+
+
+def _write(member: RunClient, folder: Path) -> None:
+    model, workspace = member.model, member.run.workspace
+    tensors = {**model.exchanged, **model.private, **model.trunk}
+    lora = {f"base_model.model.{n}": t for n, t in tensors.items() if ".lora_" in n}
+    others = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    write_tensors(folder / "adapter_model.safetensors", lora)
+    write_tensors(folder / "recommender.safetensors", others)
+    settings = lora_settings(member.run.config)
+    LoraConfig(
+        base_model_name_or_path=member.run.config.model.base,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_pattern(workspace.recommender.head.family, settings.targets),
+        bias="none",
+        inference_mode=True,
+    ).save_pretrained(folder)

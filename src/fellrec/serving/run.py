@@ -1,0 +1,145 @@
+"""A finished run, ready to recommend: split inference with each client's own best adapter."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fellrec.data.interactions import Ragged
+from fellrec.errors import ConfigError, DataError, RunError
+from fellrec.evaluation.ranking import rank_scores
+from fellrec.federation.client import Client, Scores
+from fellrec.federation.runs import finished
+from fellrec.federation.turns import ClientModel, published_model, turn
+from fellrec.federation.workspace import Shares, Workspace, share_data
+from fellrec.models.recommender import score
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One ranked item. score: the recommender's, comparable within one list only."""
+
+    item: str
+    title: str
+    score: float
+
+
+class Run:
+    """A run directory. Data and weights are loaded when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, summary = finished(path)
+        self.summary: dict[str, Any] = summary
+
+    @cached_property
+    def shares(self) -> Shares:
+        """The run's data, split and partitioned again from its recipe."""
+        return share_data(self.config)
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The run's model, cut."""
+        return Workspace(self.config, self.shares.dataset)
+
+    def client(self, name: str) -> RunClient:
+        """Return one client; RunError lists those there are."""
+        names = self.shares.partition.names
+        if name not in names:
+            some = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+            raise RunError(f"{self.path}: no client {name!r}; there are: {some}")
+        return RunClient(self, name)
+
+    def clients(self) -> list[RunClient]:
+        """Return all clients, largest first."""
+        return [RunClient(self, name) for name in self.shares.partition.names]
+
+
+class RunClient:
+    """One client of a finished run, with its own adapter."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.name = name
+        self.run = run
+        number = run.shares.partition.names.index(name)
+        self.client: Client = run.workspace.client(name, run.shares.of(number))
+
+    @cached_property
+    def model(self) -> ClientModel:
+        """The client's best model."""
+        return published_model(self.run.path, self.run.workspace, self.name)
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Ids of the client's users."""
+        return self.client.data.users
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        *,
+        user: str | None = None,
+        k: int = 10,
+    ) -> list[Recommendation]:
+        """Rank the catalogue for a history of titles (oldest first), or for one of its users.
+
+        A user's history is all that the data set has of it. What is in the history is never
+        recommended; fewer than k items come back where the catalogue has no more.
+
+        Raises ConfigError unless there is exactly one of `history` and `user`, DataError for a title
+        or a user that is not known (with the nearest ones).
+        """
+        if (history is None) == (user is None):
+            raise ConfigError("give a history or a user, and not both")
+        items = self.items_of(user) if user is not None else self._items(history or ())
+        return self.recommend_items(items, k=k)
+
+    def recommend_items(self, items: Sequence[int], *, k: int = 10) -> list[Recommendation]:
+        """Rank the catalogue for a history of item indices, oldest first."""
+        catalogue = self.run.shares.dataset.catalogue
+        if not 1 <= k:
+            raise ConfigError(f"k = {k}: ask for at least one recommendation")
+        if not len(items):
+            raise DataError("the history is empty: name at least one title")
+        row = Ragged.from_rows([np.asarray(items, dtype=np.int32)])
+        with turn(self.run.workspace, self.client, 0, self.model):
+            self.client.recommender.train(False)
+            self.client.trunk.train(False)
+            batch = next(self.client.recommender.serving_batches(row, 1))
+            scores = score(self.client.recommender, self.client.trunk, batch)
+        values = scores[0].clone()
+        ranked = rank_scores(scores, row, min(k, len(catalogue)))[0]
+        return [
+            Recommendation(catalogue.ids[i], catalogue.titles[i], float(values[i]))
+            for i in ranked.tolist()
+            if i >= 0
+        ]
+
+    def items_of(self, user: str) -> list[int]:
+        """Return all that a user of this client interacted with, oldest first."""
+        if user not in self.users:
+            near = difflib.get_close_matches(user, self.users, 3) or list(self.users[:3])
+            raise DataError(f"client {self.name} has no user {user!r}; near: {', '.join(near)}")
+        number = self.users.index(user)
+        data = self.client.data
+        return [*data.history("test")[number].tolist(), *data.test[number].tolist()]
+
+    def evaluate(self) -> Scores:
+        """Score the client's best model on its test targets: metric -> (users,) float64."""
+        with turn(self.run.workspace, self.client, 0, self.model):
+            return self.client.evaluate("test")
+
+    def _items(self, titles: Sequence[str]) -> list[int]:
+        """Find items by title; of several with one title, the first."""
+        return [self.run.shares.dataset.catalogue.find(title)[0] for title in titles]
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a finished run; RunError when the folder is none."""
+    return Run(Path(path))
