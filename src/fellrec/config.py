@@ -107,7 +107,7 @@ class LoraConfig(Section):
 
     rank: Count = 16
     """Rank of each adapter."""
-    alpha: Positive = 32.0
+    alpha: Count = 32
     """The adapter's product is multiplied by alpha / rank."""
     dropout: Probability = 0.05
     """Probability with which an adapter's inputs are dropped in training."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModel, LlamaForCausalLM, PreTrainedModel
 
 from fellrec.errors import WireError
 from fellrec.models.adapters import LoraSettings, adapter
@@ -137,8 +137,13 @@ def run_plain(
 ) -> Outcome:
     """Run the library's own model with the library's own adapter: nothing of ours in it."""
     model: PreTrainedModel = copy.deepcopy(tiny(kind))
-    if kind in ("bert", "roberta"):
-        model.config.is_decoder = causal
+    if kind in ("bert", "roberta") and causal:
+        # Built anew: its attention modules read `is_decoder` when they are made.
+        config = copy.deepcopy(model.config)
+        config.is_decoder = True
+        weights = model.state_dict()
+        model = AutoModel.from_config(config, add_pooling_layer=False).eval()
+        model.load_state_dict(weights)
     targets = "|".join(TARGETS[kind])
     plain = get_peft_model(
         model,

@@ -30,7 +30,9 @@ def similarity(rows: Rows, space: Space, start: Rows | None = None) -> Tensor:
     return gram.attention()
 
 
-def mix_rows(rows: Rows, mixed: Rows, mixture: Mixture, strategy: Strategy) -> tuple[Tensor, set[str]]:
+def mix_rows(
+    rows: Rows, mixed: Rows, mixture: Mixture, strategy: Strategy
+) -> tuple[Tensor, set[str]]:
     """Write every client's own mixture of `rows` into `mixed` (M3, or M4 on LoRA products).
 
     Returns the share of energy that M4 dropped per client, (N,) float64 and 0 in factor space, the

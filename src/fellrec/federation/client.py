@@ -132,7 +132,7 @@ class Client:
                         f"client {self.name}: the loss is {batch_loss} at step {step} of round "
                         f"{round}; lower train.learning_rate"
                     )
-                loss.backward()  # type: ignore[no-untyped-call]  # torch
+                loss.backward()
             norm = optimiser.squared_norm()
             optimiser.step(norm + self.trunk.end_step(norm))
             loss_sum, targets_sum = loss_sum + batch_loss * targets, targets_sum + targets

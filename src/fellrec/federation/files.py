@@ -96,6 +96,8 @@ def link_tree(source: Path, target: Path) -> None:
     """Give all files below `source` a second name below `target`."""
     if source.exists():
         shutil.copytree(
-            source, target, copy_function=lambda a, b: link_or_copy(Path(a), Path(b)),
+            source,
+            target,
+            copy_function=lambda a, b: link_or_copy(Path(a), Path(b)),
             dirs_exist_ok=True,
         )

@@ -40,7 +40,9 @@ class Observer:
         """Preparation of a known length goes on."""
 
     def clients(self, table: Sequence[Mapping[str, str | int | float]], dropped: int) -> None:
-        """The clients: rows of name, users, interactions, share; and how many users were dropped."""
+        """The clients: rows of name, users, interactions, share; and how many users were
+        dropped.
+        """
 
     def round_begins(self, round: int, rounds: int, drawn: Sequence[str]) -> None:
         """A round begins."""

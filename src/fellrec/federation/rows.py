@@ -89,7 +89,7 @@ class Rows:
 
     def _read(self, client: int, start: int, stop: int) -> Tensor:
         values = np.empty(stop - start, dtype=np.float32)
-        view = memoryview(values).cast("B")
+        view = values.data.cast("B")
         offset, done = 4 * (client * self.columns + start), 0
         while done < len(view):
             count = os.preadv(self._file, [view[done:]], offset + done)
@@ -99,7 +99,7 @@ class Rows:
         return torch.from_numpy(values)
 
     def _write(self, client: int, start: int, values: Tensor) -> None:
-        data = memoryview(values.contiguous().view(-1).numpy()).cast("B")
+        data = values.contiguous().view(-1).numpy().data.cast("B")
         offset, done = 4 * (client * self.columns + start), 0
         while done < len(data):
             done += os.pwrite(self._file, data[done:], offset + done)

@@ -39,8 +39,8 @@ def train(
 ) -> RunResult:
     """Train a recipe in one process and leave a run directory.
 
-    out: the directory, `runs/<name>` unless given; it may not exist, unless `resume` goes on with it.
-    A resumed run ends as it would have without the interruption.
+    out: the directory, `runs/<name>` unless given; it may not exist, unless `resume` goes on with
+    it. A resumed run ends as it would have without the interruption.
 
     Raises a FellrecError of the kind that fits; nothing half-written is left that `resume` would
     mistake for complete.

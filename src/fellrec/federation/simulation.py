@@ -32,6 +32,7 @@ from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standin
 from fellrec.federation.turns import ClientModel, stored_model, turn
 from fellrec.federation.workspace import Shares, Workspace, seeded
 from fellrec.models.optimiser import without
+from fellrec.split.ledger import Direction
 
 _METRIC_BYTES = 8  # a loss, a count or a score is one 64-bit number
 
@@ -220,10 +221,12 @@ class Simulation:
         tensors = {**client.exchanged(), **self.workspace.initial_trunk()}
         return {name: tensor.shape for name, tensor in tensors.items()}
 
-    def _count(self, name: str, t: int, direction: str, parts: Mapping[str, int]) -> None:
+    def _count(self, name: str, t: int, direction: Direction, parts: Mapping[str, int]) -> None:
         self.workspace.ledger.record_parts(name, t, direction, parts)
 
-    def _count_exchange(self, name: str, t: int, direction: str, tensors: Mapping[str, Tensor]) -> None:
+    def _count_exchange(
+        self, name: str, t: int, direction: Direction, tensors: Mapping[str, Tensor]
+    ) -> None:
         """Count the adapter's way between client and coordinator; local training has none."""
         if self.strategy.exchanges:
             for tensor_name, tensor in tensors.items():

@@ -146,9 +146,7 @@ class RunStore:
     def commit(self, state: RunState) -> None:
         """Make the prepared round the current one, and drop rounds that are no longer kept."""
         state.logs = {
-            log: (self.path / log).stat().st_size
-            for log in LOGS
-            if (self.path / log).exists()
+            log: (self.path / log).stat().st_size for log in LOGS if (self.path / log).exists()
         }
         partial = self._rounds / f"{state.round}.partial"
         write_json(partial / "state.json", asdict(state))
@@ -159,9 +157,9 @@ class RunStore:
         write_bytes(self._rounds / "current", f"{state.round}\n".encode())
         sync_folder(self._rounds)
         for folder in self._rounds.iterdir():
-            if folder.is_dir() and folder.name.isdigit():
-                if int(folder.name) <= state.round - self._keep:
-                    shutil.rmtree(folder)
+            outdated = folder.name.isdigit() and int(folder.name) <= state.round - self._keep
+            if outdated and folder.is_dir():
+                shutil.rmtree(folder)
 
     def publish(self, round: int, client: str) -> None:
         """Put a client's best and last adapters where they stay: `clients/<id>`, `server/<id>`."""

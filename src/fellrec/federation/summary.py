@@ -23,7 +23,9 @@ from fellrec.models.stages import Stage
 from fellrec.split.ledger import Ledger
 
 
-def summarise(simulation: Simulation, state: RunState, scores: Mapping[str, Scores]) -> dict[str, Any]:
+def summarise(
+    simulation: Simulation, state: RunState, scores: Mapping[str, Scores]
+) -> dict[str, Any]:
     """Build the summary of a run from its final state and every client's per-user test scores."""
     config, shares = simulation.config, simulation.shares
     metric = config.evaluation.metric
@@ -43,8 +45,12 @@ def summarise(simulation: Simulation, state: RunState, scores: Mapping[str, Scor
         )
     per_user = [values[metric][~np.isnan(values[metric])] for values in scores.values()]
     per_user = [values for values in per_user if len(values)]
-    weights = [client["users"] for client in clients if client["valid"] is not None]
-    valids = [client["valid"] for client in clients if client["valid"] is not None]
+    best = {
+        name: standing.best_score
+        for name, standing in state.standings.items()
+        if standing.best_score is not None
+    }
+    users = [len(simulation.clients[name].data) for name in best]
     equal = sampling_gap(per_user, seeded(config.seed, "sampling gap")) if per_user else None
     summary = {
         "dataset": shares.dataset.name,
@@ -56,7 +62,7 @@ def summarise(simulation: Simulation, state: RunState, scores: Mapping[str, Scor
         "users_dropped": shares.split.dropped,
         "items": len(shares.dataset.catalogue),
         "overall": overall,
-        "valid": {metric: float(np.average(valids, weights=weights)) if valids else None},
+        "valid": {metric: float(np.average(list(best.values()), weights=users)) if best else None},
         "clients": clients,
         "balance": {
             "metric": metric,

@@ -20,7 +20,9 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class ClientModel:
-    """All that is one client's. exchanged, private, moments: on the client; the rest: on the server."""
+    """All that is one client's. exchanged, private, moments: on the client; the rest: on the
+    server.
+    """
 
     exchanged: Tensors
     private: Tensors
@@ -65,8 +67,8 @@ def stored_model(
 def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -> Iterator[Turn]:
     """Lend the model to a client: install its tensors, open its session on the trunk, close it.
 
-    After the block, `after` holds copies of the tensors as they then are. When the block raises, the
-    session is dropped with all that it learned.
+    After the block, `after` holds copies of the tensors as they then are. When the block raises,
+    the session is dropped with all that it learned.
     """
     server = workspace.server
     if server is not None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fellrec.config import RunConfig
@@ -23,7 +21,7 @@ from fellrec.data.sources import fetch_model, load_dataset
 from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
 from fellrec.federation.client import Client, ClientSettings
-from fellrec.models.adapters import LoraSettings, adapter, attach
+from fellrec.models.adapters import LoraSettings, attach
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import OptimiserSettings
 from fellrec.models.recommender import Kind, NoTrunk, Recommender, Trunk

@@ -25,11 +25,12 @@ from fellrec.models.stages import Family, Stage
 class LoraSettings:
     """Low-rank adapters: ΔW = alpha / rank · B A on each target module.
 
-    targets: `attention`, `mlp`, or names of modules as the base spells them. freeze_a: train B only.
+    targets: `attention`, `mlp`, or names of modules as the base spells them. freeze_a: train B
+    only.
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.05
     targets: tuple[str, ...] = field(default=("query", "value"))
     freeze_a: bool = False
@@ -62,7 +63,11 @@ def attach(stage: Stage, settings: LoraSettings, seed: int) -> None:
         inject_adapter_in_model(config, stage.body)
     except ValueError as error:
         leaves = sorted(
-            {n.rpartition(".")[2] for n, m in stage.body.named_modules() if isinstance(m, nn.Linear)}
+            {
+                n.rpartition(".")[2]
+                for n, m in stage.body.named_modules()
+                if isinstance(m, nn.Linear)
+            }
         )
         raise ModelError(
             f"lora.targets {list(settings.targets)} match no module; the base has {leaves}"
@@ -70,7 +75,9 @@ def attach(stage: Stage, settings: LoraSettings, seed: int) -> None:
     for name, parameter in adapter(stage).items():
         with torch.no_grad():
             if ".lora_A." in name:
-                bound = 1 / math.sqrt(parameter.shape[1])  # Kaiming-uniform with a = sqrt(5), as peft
+                bound = 1 / math.sqrt(
+                    parameter.shape[1]
+                )  # Kaiming-uniform with a = sqrt(5), as peft
                 generator = StepKey(seed=seed).generator("init", name)
                 parameter.uniform_(-bound, bound, generator=generator)
                 parameter.requires_grad_(not settings.freeze_a)
@@ -97,6 +104,7 @@ def write(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor])
         for name, parameter in parameters.items():
             if tensors[name].shape != parameter.shape:
                 raise ModelError(
-                    f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+                    f"{name} has shape {tuple(tensors[name].shape)}, "
+                    f"expected {tuple(parameter.shape)}"
                 )
             parameter.copy_(tensors[name])

@@ -1,8 +1,8 @@
 """Dropout whose masks depend on where training stands, never on global random state.
 
-A mask is drawn from a generator seeded by (seed, client, round, step, micro-batch, module), the module
-under its name in the whole model. So a model that is cut elsewhere, resumed or run in another
-process draws the same masks (METHOD section 2).
+A mask is drawn from a generator seeded by (seed, client, round, step, micro-batch, module), the
+module under its name in the whole model. So a model that is cut elsewhere, resumed or run in
+another process draws the same masks (METHOD section 2).
 
 Eight random bits decide each element, which is ten times faster on a CPU than drawing a Bernoulli
 variable: the probability of keeping is rounded to a multiple of 1/256 and the scale is its exact

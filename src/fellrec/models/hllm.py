@@ -1,8 +1,8 @@
 """HLLM: one vector per item, a causal language model over the vectors (METHOD section 3).
 
-After ByteDance's HLLM (arXiv 2409.12740). An item encoder turns each item's text into a vector once;
-a learned projection and a learned residual per item make it the vector that the sequence model
-reads and that its outputs are compared with (cosine times a learned scale). The next item is
+After ByteDance's HLLM (arXiv 2409.12740). An item encoder turns each item's text into a vector
+once; a learned projection and a learned residual per item make it the vector that the sequence
+model reads and that its outputs are compared with (cosine times a learned scale). The next item is
 predicted at every position, over the whole catalogue.
 
 Departures: the item encoder is frozen (the paper trains both models), so that its vectors are

@@ -29,9 +29,7 @@ class OptimiserSettings:
 class Optimiser:
     """AdamW for the trainable ones among `parameters` (name -> tensor)."""
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], settings: OptimiserSettings
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimiserSettings) -> None:
         self._parameters = {n: p for n, p in parameters.items() if p.requires_grad}
         self._settings = settings
         values = list(self._parameters.values())

@@ -39,8 +39,8 @@ class Batch:
     """What goes through the stages at once.
 
     layout: which positions are real. inputs: (batch, width) int64, what the head reads. targets:
-    (total,) int64 in packed order, or empty when serving. rows: (batch,) int64, which histories of the
-    given ones these are.
+    (total,) int64 in packed order, or empty when serving. rows: (batch,) int64, which histories of
+    the given ones these are.
     """
 
     layout: Layout
@@ -147,13 +147,11 @@ class Recommender(nn.Module, ABC):
         return {name: p for name, (kind, p) in self.trained().items() if kind in kinds}
 
 
-def training_loss(
-    recommender: Recommender, trunk: Trunk, batch: Batch, targets: int
-) -> Tensor:
+def training_loss(recommender: Recommender, trunk: Trunk, batch: Batch, targets: int) -> Tensor:
     """Forward pass of one (micro-)batch over all stages, its loss divided by `targets`.
 
-    `targets` counts the whole batch before micro-batches were cut, so that their gradients add up to
-    the whole batch's (METHOD section 2).
+    `targets` counts the whole batch before micro-batches were cut, so that their gradients add up
+    to the whole batch's (METHOD section 2).
     """
     hidden, carried = recommender.enter(batch)
     return recommender.loss(trunk(hidden, batch.layout), batch, carried) / targets

@@ -2,8 +2,8 @@
 
 A stage is a model of the base's own class over a slice of its layer list. What a stage does not own
 is neutralised: BERT-like models add positions and a LayerNorm to whatever comes in, so stages after
-the head pass their input through instead; the final norm stays with the tail. Per-layer lists of the
-configuration are sliced with the layers, and each slice counts its layers from 0.
+the head pass their input through instead; the final norm stays with the tail. Per-layer lists of
+the configuration are sliced with the layers, and each slice counts its layers from 0.
 
 Weights are read by name, each stage its own. Attention dropout is switched off: the fused kernels
 draw it from global random state, and every mask here has to be the same in a split and a whole
@@ -36,8 +36,8 @@ Role = Literal["head", "trunk", "tail", "whole"]
 class Family:
     """Where a kind of model keeps its parts.
 
-    layers, embeddings, tokens, norm: paths below the base model. attention, mlp: paths of the linear
-    modules below one layer.
+    layers, embeddings, tokens, norm: paths below the base model. attention, mlp: paths of the
+    linear modules below one layer.
     """
 
     layers: str
@@ -180,7 +180,7 @@ class Stages:
 def load_config(folder: Path) -> PretrainedConfig:
     """Read a base's configuration; ModelError when there is none or it can't be cut."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{folder}: no usable config.json ({reason})") from error
@@ -216,8 +216,8 @@ def build_stage(
     """Build one stage and load its own tensors, and no others.
 
     span: the blocks it holds (whole-model numbers). causal: attend backwards only (encoders are
-    turned into decoders by their configuration). tokens: keep the token embedding table in the head;
-    without it the head takes vectors. dropout: hidden dropout of encoders.
+    turned into decoders by their configuration). tokens: keep the token embedding table in the
+    head; without it the head takes vectors. dropout: hidden dropout of encoders.
 
     Raises ModelError for an unknown family, a missing tensor or a wrong shape.
     """
@@ -293,9 +293,7 @@ def load_stage(
     return build_stage(config, weights, role, span, causal=causal, dropout=dropout)
 
 
-def cut(
-    model: PreTrainedModel, k_in: int, k_out: int, *, causal: bool | None = None
-) -> Stages:
+def cut(model: PreTrainedModel, k_in: int, k_out: int, *, causal: bool | None = None) -> Stages:
     """Cut a model in memory; the stages share its tensors.
 
     The head keeps the token embedding and blocks 0 … k_in-1, the tail the last k_out blocks and the
@@ -303,7 +301,7 @@ def cut(
     above the base model stays where it is.
     """
     base = model.base_model
-    config = base.config
+    config: PretrainedConfig = model.config
     if causal is None:
         causal = family_of(config).decoder or bool(config.is_decoder)
     ranges = spans(config.num_hidden_layers, k_in, k_out)

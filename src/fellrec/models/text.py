@@ -58,7 +58,7 @@ def encode_texts(
 
 def _digest(texts: Sequence[str], encoder: Path) -> str:
     digest = hashlib.blake2b(_FORMAT, digest_size=16)
-    for file in sorted(encoder.glob("*.safetensors")) + [encoder / "config.json"]:
+    for file in [*sorted(encoder.glob("*.safetensors")), encoder / "config.json"]:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "blake2b").digest())
     for text in texts:

@@ -47,7 +47,9 @@ class MemoryWeights:
         try:
             return {name: self._tensors[name].detach() for name in names}
         except KeyError as error:
-            raise ModelError(f"the base model has no tensor {error}; use a matching base") from error
+            raise ModelError(
+                f"the base model has no tensor {error}; use a matching base"
+            ) from error
 
 
 class SafetensorsWeights:

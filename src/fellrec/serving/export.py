@@ -17,9 +17,10 @@ from fellrec.serving.run import Run, RunClient, load_run
 def export_adapter(run: Run | str | Path, client: str, path: str | Path) -> Path:
     """Write a client's best adapter so that `PeftModel.from_pretrained(base, path)` loads it.
 
-    `adapter_model.safetensors` holds the LoRA factors of head, trunk and tail under the base model's
-    own names; `recommender.safetensors` what the recommender trained besides (projection, scale, item
-    residual). Where the item residual is private the export is as private as the client's folder.
+    `adapter_model.safetensors` holds the LoRA factors of head, trunk and tail under the base
+    model's own names; `recommender.safetensors` what the recommender trained besides (projection,
+    scale, item residual). Where the item residual is private the export is as private as the
+    client's folder.
 
     Raises RunError when `path` exists.
     """
@@ -52,4 +53,4 @@ def _write(member: RunClient, folder: Path) -> None:
         target_modules=target_pattern(workspace.recommender.head.family, settings.targets),
         bias="none",
         inference_mode=True,
-    ).save_pretrained(folder)
+    ).save_pretrained(str(folder))

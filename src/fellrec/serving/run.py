@@ -92,8 +92,8 @@ class RunClient:
         A user's history is all that the data set has of it. What is in the history is never
         recommended; fewer than k items come back where the catalogue has no more.
 
-        Raises ConfigError unless there is exactly one of `history` and `user`, DataError for a title
-        or a user that is not known (with the nearest ones).
+        Raises ConfigError unless there is exactly one of `history` and `user`, DataError for a
+        title or a user that is not known (with the nearest ones).
         """
         if (history is None) == (user is None):
             raise ConfigError("give a history or a user, and not both")
@@ -103,9 +103,9 @@ class RunClient:
     def recommend_items(self, items: Sequence[int], *, k: int = 10) -> list[Recommendation]:
         """Rank the catalogue for a history of item indices, oldest first."""
         catalogue = self.run.shares.dataset.catalogue
-        if not 1 <= k:
+        if k < 1:
             raise ConfigError(f"k = {k}: ask for at least one recommendation")
-        if not len(items):
+        if len(items) == 0:
             raise DataError("the history is empty: name at least one title")
         row = Ragged.from_rows([np.asarray(items, dtype=np.int32)])
         with turn(self.run.workspace, self.client, 0, self.model):

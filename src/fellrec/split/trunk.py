@@ -31,7 +31,7 @@ class SessionSettings:
     """
 
     seed: int = 0
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     micro_batches: int = 1
     max_bytes: int = 256 << 20
 
@@ -50,7 +50,7 @@ class _Session:
 class TrunkServer:
     """Answers the frames of all clients of one trunk.
 
-    base: the trunk with its initial adapter attached; its frozen tensors are shared by all sessions.
+    base: the trunk with its initial adapter attached; all sessions share its frozen tensors.
     """
 
     def __init__(self, base: Stage, settings: SessionSettings) -> None:
@@ -112,9 +112,7 @@ class TrunkServer:
         session.seconds += time.perf_counter() - start
         return encoded
 
-    def _answer(
-        self, session: _Session, request: Frame
-    ) -> tuple[Frame, torch.Generator | None]:
+    def _answer(self, session: _Session, request: Frame) -> tuple[Frame, torch.Generator | None]:
         if request.round != session.round:
             raise WireError(f"a frame of round {request.round} in a session of {session.round}")
         match request.kind:
