@@ -111,8 +111,8 @@ class LoraConfig(Section):
     """The adapter's product is multiplied by alpha / rank."""
     dropout: Probability = 0.05
     """Probability with which an adapter's inputs are dropped in training."""
-    targets: Tuple[Text] = ("attention", "mlp")
-    """What carries adapters: the groups "attention" and "mlp", or names of modules."""
+    targets: Tuple[Text] = ("query-value",)
+    """What carries adapters: "query-value", "attention", "mlp", or names of modules."""
     freeze_a: bool = False
     """Train and exchange B alone: half the bytes, and averages of products become exact."""
 

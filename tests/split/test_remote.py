@@ -205,7 +205,7 @@ def test_split_equals_whole_without_padding(lengths: list[int]) -> None:
 def test_a_bidirectional_model_looks_ahead_and_a_causal_one_does_not() -> None:
     layout = layout_of([5])
     changed = random_hidden(layout)
-    changed[0, -1] += 1
+    changed[0, -1, 0] += 5
     for causal in (True, False):
         stage = stage_of(tiny("bert"), "whole", 0, 0, causal=causal).eval()
         same = torch.allclose(stage(changed, layout)[0, 0], stage(random_hidden(layout), layout)[0, 0])
@@ -263,18 +263,21 @@ def test_cut_can_turn_an_encoder_into_a_decoder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "share"), [(Codec.BF16, 0.02), (Codec.FP16, 0.003), (Codec.INT8, 0.05)]
+    ("codec", "share"), [(Codec.BF16, 0.004), (Codec.FP16, 0.0005), (Codec.INT8, 0.015)]
 )
 def test_lossy_codecs_stay_near(codec: Codec, share: float) -> None:
-    # One cut loses up to 2**-8, 2**-11, 1/254 of the largest value; four blocks and the way back
-    # multiply that by a few. `share` bounds it by the largest value of each tensor.
+    # Values lose up to 2**-9, 2**-12 of themselves, with int8 about 1/250 of the block's largest,
+    # twice on the way to the output. Weights as large as these make gradients ten times as touchy.
     layout = layout_of([7, 2, 4])
     whole, factors = run_whole("bert", True, layout, 0.0)
     found = run_split("bert", True, layout, 0.0, factors, 1, 1, codec)
-    pairs = [(found.output, whole.output), (found.entry, whole.entry)]
-    pairs += [(found.factors[name], gradient) for name, gradient in whole.factors.items()]
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
-    assert 0 < max(errors) < share
+    assert 0 < distance(found.output, whole.output) < share
+    errors = [distance(found.factors[name], exact) for name, exact in whole.factors.items()]
+    assert 0 < max(*errors, distance(found.entry, whole.entry)) < 20 * share
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).norm() / exact.norm())
 
 
 # --- the client's side ----------------------------------------------------------------------------

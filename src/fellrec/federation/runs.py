@@ -92,18 +92,20 @@ def write_scores(path: Path, data: Split, scores: Scores) -> None:
 def _claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
     """Make the run directory, or take over one whose recipe is the same."""
     recipe = path / "config.toml"
-    if resume:
-        if not recipe.is_file():
-            raise RunError(f"{path}: no run to resume; leave out --resume to start one")
+    if resume and not path.exists():
+        raise RunError(f"{path}: no run to resume; leave out --resume to start one")
+    if resume and recipe.is_file():
         stored = RunConfig.from_toml(recipe)
         changed = _difference(stored, config)
         if changed:
             raise ConfigError(f"{path}: --resume needs the same recipe, but {changed} differs")
         return stored
-    if path.exists():
-        raise RunError(f"{path} exists already; choose another --out, or go on with --resume")
+    # A start that was killed before it wrote its recipe leaves an empty folder: that may be used.
+    if path.exists() and not (path.is_dir() and all(p.name[0] == "." for p in path.iterdir())):
+        hint = "it is no run directory" if resume else "or go on with --resume"
+        raise RunError(f"{path} exists already; choose another --out, {hint}")
     try:
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         write_bytes(recipe, config.to_toml().encode())
         sync_folder(path)
     except OSError as error:

@@ -97,6 +97,8 @@ def _cost(simulation: Simulation) -> dict[str, Any]:
     lines = _metrics(simulation.store.path / "metrics.jsonl")
     train = sum(line["seconds"] for line in lines)
     server = sum(line["server_seconds"] for line in lines)
+    waiting = sum(line["waiting_seconds"] for line in lines)
+    steps = sum(line["steps"] for line in lines)
     return {
         "client_parameters": client_parameters,
         "client_bytes": client_bytes,
@@ -113,7 +115,9 @@ def _cost(simulation: Simulation) -> dict[str, Any]:
         "bytes_down": crossed["bytes_down"],
         "train_seconds": round(train, 3),
         "server_seconds": round(server, 3),
-        "steps": sum(line["steps"] for line in lines),
+        "steps": steps,
+        "client_seconds_per_step": round((train - waiting) / max(steps, 1), 4),
+        "server_seconds_per_step": round(server / max(steps, 1), 4),
         "peak_rss_bytes": peak_rss(),
     }
 

@@ -25,22 +25,28 @@ from fellrec.models.stages import Family, Stage
 class LoraSettings:
     """Low-rank adapters: ΔW = alpha / rank · B A on each target module.
 
-    targets: `attention`, `mlp`, or names of modules as the base spells them. freeze_a: train B
-    only.
+    targets: `query-value` (as in the paper), `attention`, `mlp`, or names of modules as the base
+    spells them. freeze_a: train B only.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.05
-    targets: tuple[str, ...] = field(default=("query", "value"))
+    targets: tuple[str, ...] = field(default=("query-value",))
     freeze_a: bool = False
 
 
 def target_pattern(family: Family, targets: tuple[str, ...]) -> str:
     """Return the regular expression of the module paths that `targets` names."""
+    query, _, value, _ = family.attention
+    groups = {
+        "query-value": (query, value),
+        "attention": family.attention,
+        "mlp": family.mlp,
+    }
     paths: list[str] = []
     for target in targets:
-        group = {"attention": family.attention, "mlp": family.mlp}.get(target)
+        group = groups.get(target)
         paths += [re.escape(p) for p in group] if group else [rf"(?:.*\.)?{re.escape(target)}"]
     return rf"{re.escape(family.layers)}\.\d+\.(?:{'|'.join(paths)})"
 
@@ -84,6 +90,7 @@ def attach(stage: Stage, settings: LoraSettings, seed: int) -> None:
             else:
                 parameter.zero_()
     key_dropouts(stage.body, stage.key, stage.whole_name)
+    stage.train(stage.body.training)  # what peft adds starts in training mode
 
 
 def adapter(stage: Stage) -> dict[str, nn.Parameter]:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fellrec.data.interactions import Ragged
+from fellrec.errors import ModelError
 from fellrec.models.dropout import StepKey
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Batch, Kind, Recommender
@@ -48,13 +49,19 @@ class Hllm(Recommender):
     """The client's part of an HLLM.
 
     head, tail: stages of the sequence model, adapters attached. text_vectors: (items, d_text)
-    float32 from the item encoder, frozen and public.
+    float32 from the item encoder, frozen and public. Raises ModelError when the base has fewer
+    positions than a history.
     """
 
     def __init__(
         self, head: Stage, tail: Stage, text_vectors: Tensor, settings: HllmSettings, seed: int
     ) -> None:
         super().__init__()
+        if settings.history > head.context:
+            raise ModelError(
+                f"model.history = {settings.history} passes the base's {head.context} positions; "
+                "lower it"
+            )
         self.head = head
         self.tail = tail
         self.settings = settings
@@ -165,7 +172,7 @@ def _windows(
         last = histories.offsets[longer + 1]
         first = histories.offsets[longer] + size
         row = np.concatenate([row, longer])
-        stop = np.concatenate([stop, rng.integers(np.minimum(first, last), last, endpoint=True)])
+        stop = np.concatenate([stop, rng.integers(first, last)])  # before the last one's end
     start = np.maximum(histories.offsets[row], stop - size)
     return row, start, stop
 

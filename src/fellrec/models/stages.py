@@ -36,8 +36,8 @@ Role = Literal["head", "trunk", "tail", "whole"]
 class Family:
     """Where a kind of model keeps its parts.
 
-    layers, embeddings, tokens, norm: paths below the base model. attention, mlp: paths of the
-    linear modules below one layer.
+    layers, embeddings, tokens, norm: paths below the base model. attention (query, key, value,
+    output), mlp: paths of the linear modules below one layer.
     """
 
     layers: str
@@ -45,7 +45,7 @@ class Family:
     tokens: str
     norm: str | None
     decoder: bool
-    attention: tuple[str, ...]
+    attention: tuple[str, str, str, str]
     mlp: tuple[str, ...]
 
 
@@ -133,6 +133,11 @@ class Stage(nn.Module):
         """Channels of the activations."""
         return int(self.body.config.hidden_size)
 
+    @property
+    def context(self) -> int:
+        """Most positions of one sequence."""
+        return int(self.body.config.max_position_embeddings) - self._offset
+
     def whole_name(self, name: str) -> str:
         """Turn a path below `body` into the path in the whole model."""
         pattern = rf"^({re.escape(self.family.layers)})\.(\d+)(?=\.|$)"
@@ -158,8 +163,8 @@ class Stage(nn.Module):
         return output.last_hidden_state  # type: ignore[no-any-return]  # transformers is untyped here
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
-        """The frozen tensors of the base."""
-        return (p for p in self.body.parameters() if not p.requires_grad)
+        """The frozen tensors of the base; an adapter's are not, even where training skips them."""
+        return (p for n, p in self.body.named_parameters() if ".lora_" not in n)
 
     def replica(self) -> Stage:
         """Return a copy with its own trained tensors and key, over the same frozen storage."""

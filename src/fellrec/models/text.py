@@ -1,24 +1,23 @@
 """Vectors of item texts from a public encoder, computed once and kept on disk by content.
 
 The catalogue is public, so nothing private enters here. A file in the cache is named by a digest of
-the texts, of the encoder's weights and of these settings: another text or encoder is another file.
+the texts, of the encoder's files and of these settings: another text or encoder is another file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from fellrec.data.files import replace_file
 from fellrec.errors import ModelError
 from fellrec.models.stages import load_config
 
@@ -39,6 +38,7 @@ def encode_texts(
     encoder: a folder with a model and its tokenizer. cache: a folder for results. Raises ModelError
     when the encoder can't be used.
     """
+    load_config(encoder)
     path = cache / f"{_digest(texts, encoder)}.safetensors"
     if path.exists():
         try:
@@ -48,17 +48,14 @@ def encode_texts(
         except (SafetensorError, KeyError):
             path.unlink()  # a damaged cache file costs a recomputation, no more
     vectors = _encode(texts, encoder, batch_size, progress)
-    cache.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=cache, suffix=".partial")
-    os.close(handle)
-    save_file({"vectors": vectors}, temporary)
-    os.replace(temporary, path)
+    replace_file(path, save({"vectors": vectors}))
     return vectors
 
 
 def _digest(texts: Sequence[str], encoder: Path) -> str:
     digest = hashlib.blake2b(_FORMAT, digest_size=16)
-    for file in [*sorted(encoder.glob("*.safetensors")), encoder / "config.json"]:
+    settings = (encoder / name for name in ("config.json", "tokenizer.json", "vocab.txt"))
+    for file in [*sorted(encoder.glob("*.safetensors")), *filter(Path.exists, settings)]:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "blake2b").digest())
     for text in texts:
@@ -73,7 +70,6 @@ def _encode(
     batch_size: int,
     progress: Callable[[int, int], None],
 ) -> Tensor:
-    load_config(encoder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
         model = AutoModel.from_pretrained(encoder, local_files_only=True).eval()

@@ -68,7 +68,7 @@ class SafetensorsWeights:
                     str(name): Path(str(file)).name  # an index may not lead out of its folder
                     for name, file in json.loads(index.read_text())["weight_map"].items()
                 }
-        except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{folder}: no readable model.safetensors ({error}); give a folder that has one"
             ) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from peft import LoraConfig
 
+from fellrec.data.folders import new_folder
 from fellrec.errors import RunError
 from fellrec.federation.files import write_tensors
 from fellrec.federation.workspace import lora_settings
@@ -29,11 +29,8 @@ def export_adapter(run: Run | str | Path, client: str, path: str | Path) -> Path
         raise RunError(f"{target} exists already; choose another folder")
     opened = run if isinstance(run, Run) else load_run(run)
     member = opened.client(client)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write(member, partial)
-    partial.rename(target)
+    with new_folder(target) as partial:
+        _write(member, partial)
     return target
 
 

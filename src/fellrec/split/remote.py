@@ -8,6 +8,7 @@ local trunk from a remote one.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class RemoteTrunk(Trunk):
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Send activations across and return what comes back: (batch, width, d) both."""
         if not (self.training and torch.is_grad_enabled()):
-            packed = self._cross(FrameKind.FORWARD, layout.pack(hidden), layout)
+            packed = self._cross(FrameKind.FORWARD, layout.pack(hidden), layout, self.key)
             return layout.unpack(packed).to(hidden.device)
         if not hidden.requires_grad:
             # The trunk's adapter wants its gradient even where nothing before it is trained.
@@ -67,9 +68,14 @@ class RemoteTrunk(Trunk):
         return reply.scalar
 
     def _cross(
-        self, kind: FrameKind, packed: Tensor, layout: Layout, *, train: bool = False
+        self,
+        kind: FrameKind,
+        packed: Tensor,
+        layout: Layout,
+        key: StepKey,
+        *,
+        train: bool = False,
     ) -> Tensor:
-        key = self.key
         frame = Frame(
             kind,
             key.client,
@@ -82,17 +88,19 @@ class RemoteTrunk(Trunk):
             tensor=packed.detach().to("cpu"),
             codec=self._codec,
         )
-        answer = FrameKind.OUTPUT if kind is FrameKind.FORWARD else FrameKind.INPUT_GRADIENT
-        reply = self._exchange(frame, answer)
+        generator = None
+        answer = FrameKind.OUTPUT
+        if kind is FrameKind.GRADIENT:
+            answer, generator = FrameKind.INPUT_GRADIENT, key.generator("wire", "up")
+        reply = self._exchange(frame, answer, generator)
         if reply.tensor is None or reply.tensor.shape != packed.shape:
             raise WireError(f"the trunk's answer does not fit {tuple(packed.shape)} activations")
         return reply.tensor
 
-    def _exchange(self, frame: Frame, answer: FrameKind) -> Frame:
+    def _exchange(
+        self, frame: Frame, answer: FrameKind, generator: torch.Generator | None = None
+    ) -> Frame:
         start = time.perf_counter()
-        generator = None
-        if frame.kind is FrameKind.GRADIENT:
-            generator = self.key.generator("wire", "up")
         self.ledger.record_parts(frame.client, frame.round, "up", frame_parts(frame))
         reply = decode_frame(
             self._transport.exchange(encode_frame(frame, generator)), max_bytes=self._max_bytes
@@ -112,11 +120,13 @@ class _Crossing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layout: Layout, remote: RemoteTrunk) -> Tensor:
         ctx.layout, ctx.remote, ctx.device = layout, remote, hidden.device
-        packed = remote._cross(FrameKind.FORWARD, layout.pack(hidden), layout, train=True)
+        # A copy: the owner may move the key on before this micro-batch's gradient comes.
+        ctx.key = replace(remote.key)
+        packed = remote._cross(FrameKind.FORWARD, layout.pack(hidden), layout, ctx.key, train=True)
         return layout.unpack(packed).to(hidden.device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         packed = ctx.layout.pack(gradients[0])
-        crossed = ctx.remote._cross(FrameKind.GRADIENT, packed, ctx.layout, train=True)
+        crossed = ctx.remote._cross(FrameKind.GRADIENT, packed, ctx.layout, ctx.key, train=True)
         return ctx.layout.unpack(crossed).to(ctx.device), None, None

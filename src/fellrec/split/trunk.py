@@ -152,6 +152,8 @@ class TrunkServer:
                 f"{self._base.width}"
             )
         layout = Layout(request.lengths, request.side)
+        if layout.width > self._base.context:  # the attention's memory grows with its square
+            raise WireError(f"{layout.width} positions, the base has {self._base.context}")
         if 4 * len(layout.lengths) * layout.width * self._base.width > self._settings.max_bytes:
             raise WireError("the padded batch passes split.max_frame_mib; send smaller batches")
         return layout, request.tensor

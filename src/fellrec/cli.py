@@ -1,0 +1,354 @@
+"""The command line: each command parses, calls the library and prints.
+
+Whatever is heavy is imported inside a command, so that ``fellrec --help`` answers at once. All that
+the library raises on purpose becomes one line on standard error and the exit code 2; a traceback
+means a bug. With ``--json`` standard output carries the result and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fellrec import __version__
+from fellrec import console as show
+from fellrec.errors import ConfigError, FellrecError
+
+INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+REFUSED = 2
+
+
+class CommandLine(TyperGroup):
+    """Turns the library's errors into one line each."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except FellrecError as error:
+            typer.echo(f"error: {show.plain(error)}", err=True)
+            raise typer.Exit(REFUSED) from error
+
+
+app = typer.Typer(
+    cls=CommandLine,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+data = typer.Typer(no_args_is_help=True, help="Bring your own data; see what has a name.")
+app.add_typer(data, name="data")
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fellrec train` left.")]
+ClientName = Annotated[
+    str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fellrec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Train one language model as a recommender for many parties, none of which shows its data.
+
+    Clients keep their histories and the first and last blocks of the model; a server runs the
+    blocks between. Start with: fellrec train smoke
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a title the terminal can't show must not end a run
+            stream.reconfigure(errors="replace")
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A shipped recipe (see `fellrec recipes`) or a TOML file."
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting, as in train.rounds=2. Repeatable."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder to make. Default: runs/NAME."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in that folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe, and leave a folder with adapters, scores and logs.
+
+    The folder has everything: the resolved recipe, summary.json, each client's adapter. The same
+    recipe and seed give the same result.
+    """
+    from fellrec.config import RunConfig, parse_override
+
+    changes = settings or []
+    config = RunConfig.from_toml(recipe, dict(map(parse_override, changes)))
+    path = out if out is not None else Path("runs") / config.name
+    console = show.make_console(stderr=as_json)
+    sets = [word for change in changes for word in ("--set", change)]
+    again = ["fellrec", "train", recipe, *sets, "--out", str(path), "--resume"]
+    with _resumable(path, shlex.join(again)):
+        with _starting(console):
+            from fellrec.federation import runs
+            from fellrec.progress import watch
+        with watch(console, config.evaluation.metric) as observer:
+            result = runs.train(config, path, resume=resume, observer=observer)
+    if as_json:
+        typer.echo(json.dumps(result.summary, indent=2))
+    else:
+        _report(console, result.path)
+
+
+def _report(console: Any, path: Path) -> None:
+    """Print what a finished run came to, and how to go on."""
+    from fellrec.serving.run import load_run
+    from fellrec.serving.samples import samples
+
+    run = load_run(path)
+    summary, metric = run.summary, run.config.evaluation.metric
+    console.print()
+    console.print(show.score_table(summary["overall"], summary["clients"], metric))
+    console.print()
+    facts = [("balance", show.balance_text(summary["balance"]))]
+    facts.append(("cost", show.cost_text(summary["cost"])))
+    console.print(show.facts(facts))
+    drawn = samples(run)
+    if drawn:
+        console.print()
+        console.print(show.sample_table(drawn, summary["items"]))
+    console.print()
+    console.print(f"run in {path}", soft_wrap=True)
+    for sample in drawn[:1]:
+        words = ["fellrec", "recommend", str(path), "--client", sample.client]
+        command = shlex.join([*words, "--history", sample.history[-1]])
+        console.print(f"go on: {command}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(run: RunPath, as_json: AsJson = False) -> None:
+    """Score a finished run's best models on its test targets again."""
+    console = show.make_console(stderr=as_json)
+    with _starting(console) as say:
+        from fellrec.serving.rescore import rescore
+        from fellrec.serving.run import load_run
+
+        opened = load_run(run)
+        scores = rescore(opened, lambda client: say(f"scoring {client}"))
+    if as_json:
+        _print_json(
+            {
+                "overall": scores.overall,
+                "clients": scores.clients,
+                "differences": scores.differences,
+            }
+        )
+        return
+    metric = opened.config.evaluation.metric
+    console.print(show.score_table(scores.overall, scores.clients, metric))
+    console.print()
+    for line in scores.differences or ["the same as in summary.json"]:
+        console.print(line, soft_wrap=True)
+
+
+@app.command()
+def recommend(
+    run: RunPath,
+    client: ClientName,
+    user: Annotated[
+        str | None, typer.Option("--user", metavar="ID", help="One of the client's users.")
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--history", metavar="TITLE", help="Title in the history; repeat it, oldest first."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the catalogue for a user, or for a history of titles."""
+    if (user is None) == (not history):
+        raise ConfigError("give either --user or --history, and not both")
+    console = show.make_console(stderr=as_json)
+    with _starting(console):
+        from fellrec.serving.run import load_run
+
+        ranked = load_run(run).client(client).recommend(history or None, user=user, k=k)
+    if as_json:
+        _print_json(
+            [
+                {"rank": rank, "item": entry.item, "title": entry.title, "score": entry.score}
+                for rank, entry in enumerate(ranked, start=1)
+            ]
+        )
+    else:
+        console.print(show.recommendation_table(ranked))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    client: ClientName,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+) -> None:
+    """Write a client's adapter for use with peft, on the whole base model."""
+    console = show.make_console()
+    with _starting(console):
+        from fellrec.serving.export import export_adapter
+        from fellrec.serving.run import load_run
+
+        opened = load_run(run)
+        target = export_adapter(opened, client, out)
+    base = opened.config.model.base
+    console.print(f"wrote {target}: client {show.plain(client)}'s adapter", soft_wrap=True)
+    console.print(
+        f"load it with peft.PeftModel.from_pretrained(base, {str(target)!r}) on the model {base}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from fellrec import config
+    from fellrec.recipes import about
+
+    rows = [(name, about(name)) for name in config.recipes()]
+    show.make_console().print(show.recipe_table(rows))
+
+
+@data.command("import")
+def import_(
+    interactions: Annotated[
+        Path,
+        typer.Option(
+            "--interactions",
+            metavar="FILE",
+            help="Who took what when: .csv, .tsv, .jsonl, .parquet.",
+        ),
+    ],
+    items: Annotated[
+        Path, typer.Option("--items", metavar="FILE", help="The items and their texts.")
+    ],
+    user: Annotated[str, typer.Option("--user", metavar="COLUMN", help="Column of user ids.")],
+    item: Annotated[
+        str, typer.Option("--item", metavar="COLUMN", help="Column of item ids, in both files.")
+    ],
+    time: Annotated[str, typer.Option("--time", metavar="COLUMN", help="Column of times.")],
+    title: Annotated[str, typer.Option("--title", metavar="COLUMN", help="Column of titles.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attribute", metavar="COLUMN", help="Further text column of the items. Repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Turn two tables into a data set that a recipe can name."""
+    from fellrec.data.atomic import write_atomic
+    from fellrec.data.folders import new_folder
+    from fellrec.data.tables import import_table
+
+    with new_folder(out) as folder:
+        dataset = import_table(
+            interactions,
+            items,
+            user=user,
+            item=item,
+            time=time,
+            title=title,
+            attributes=attribute or [],
+        )
+        write_atomic(dataset, folder)
+    console = show.make_console()
+    counts = {
+        "users": len(dataset.users),
+        "items": len(dataset.catalogue),
+        "interactions": len(dataset.interactions),
+    }
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    command = shlex.join(["fellrec", "train", "demo", "--set", f"data.source={out}"])
+    console.print(f"wrote {out}: {said}", soft_wrap=True)
+    console.print(f"go on: {command}", soft_wrap=True)
+
+
+@data.command("list")
+def list_() -> None:
+    """List data sets and models that have a name, and where they come from."""
+    from fellrec.data.sources import known
+
+    show.make_console().print(show.known_table(known()))
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=list))
+
+
+@contextmanager
+def _starting(console: Any) -> Iterator[Any]:
+    """Show that something goes on while libraries, data and weights are loaded.
+
+    Lends a function that changes what is shown. Where no bars are drawn nothing is shown at all.
+    """
+    if show.is_live(console):
+        with console.status("starting") as status:
+            _quiet()
+            yield status.update
+    else:
+        _quiet()
+        yield lambda text: None
+
+
+def _quiet() -> None:
+    """Keep other libraries' remarks out of the output; what matters is raised or printed."""
+    logging.getLogger("fellrec").setLevel(logging.ERROR)  # a failed source is in the error's line
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def _resumable(path: Path, command: str) -> Iterator[None]:
+    """Say after Ctrl-C how an unfinished run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (path / "config.toml").is_file():
+            typer.echo(f"interrupted; go on with: {command}", err=True)
+        else:
+            typer.echo("interrupted before anything was learned; nothing is left", err=True)
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,82 @@
+"""A few real users of a finished run: what they took, what is recommended, what was held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from fellrec.federation.workspace import seeded
+from fellrec.serving.run import Recommendation, Run
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A test target. rank: its place in the whole ranking, from 1; None where it can't have one.
+
+    A target that the user's history already has is never recommended.
+    """
+
+    title: str
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One user. history: titles, oldest first. held_out: what came next, never learned from."""
+
+    client: str
+    user: str
+    history: tuple[str, ...]
+    recommended: tuple[Recommendation, ...]
+    held_out: tuple[HeldOut, ...]
+
+    def hit(self, recommendation: Recommendation) -> bool:
+        """Return whether a recommendation is what the user took next."""
+        rank = self.recommended.index(recommendation) + 1
+        return any(target.rank == rank for target in self.held_out)
+
+
+def samples(run: Run, count: int = 3, *, k: int = 5) -> list[Sample]:
+    """Draw users by the run's seed, of different clients as far as there are any, and serve them.
+
+    The history is what the test scores start from: training and validation. k: recommendations and
+    last titles of the history to keep. Users without test targets are never drawn.
+    """
+    shares = run.shares
+    catalogue = shares.dataset.catalogue
+    histories, targets = shares.split.history("test"), shares.split.test
+    drawn: list[Sample] = []
+    for user, client in _draw(run, count):
+        items = histories[user].tolist()
+        ranking = run.client(client).recommend_items(items, k=len(catalogue))
+        places = {entry.item: rank for rank, entry in enumerate(ranking, start=1)}
+        drawn.append(
+            Sample(
+                client,
+                shares.split.users[user],
+                tuple(catalogue.titles[item] for item in items[-k:]),
+                tuple(ranking[:k]),
+                tuple(
+                    HeldOut(catalogue.titles[item], places.get(catalogue.ids[item]))
+                    for item in targets[user].tolist()
+                ),
+            )
+        )
+    return drawn
+
+
+def _draw(run: Run, count: int) -> list[tuple[int, str]]:
+    """Choose (row of the split, client): a second user of a client only when all had a first."""
+    shares = run.shares
+    served = (shares.split.history("test").lengths() > 0) & (shares.split.test.lengths() > 0)
+    users = seeded(run.config.seed, "samples").permutation(np.flatnonzero(served))
+    turns: Counter[int] = Counter()
+    queue = []
+    for user in users.tolist():
+        client = int(shares.partition.assignment[user])
+        queue.append((turns[client], client, user))
+        turns[client] += 1
+    chosen = sorted(queue, key=lambda entry: entry[0])[:count]
+    return [(user, shares.partition.names[client]) for _, client, user in sorted(chosen)]

@@ -1,0 +1,196 @@
+"""Kill a run at its n-th change to the disk, or at a moment, and look at how it ends when resumed.
+
+    python -m tests.federation.crashes SPEC.json
+
+runs in a process of its own that imports everything once and trains in forks of itself. The
+functions that change the disk are counted, not replaced: each does its work unless it is the
+n-th, before which the process gets a real SIGKILL. SPEC.json holds
+
+    recipe   path of a config.toml
+    folder   where runs may be made
+    points   numbers of the calls to die at, or null for all of them
+    moments  seconds after which a further victim dies, again and again until it finishes
+
+and the answer, on standard output, is one JSON line: the number of calls of an undisturbed run, how
+many victims died, and what differed from the undisturbed run, by kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "ftruncate")
+SECONDS = {"seconds", "waiting_seconds", "server_seconds"}
+MEASURED = {"train_seconds", "server_seconds", "peak_rss_bytes"}
+MEASURED |= {"client_seconds_per_step", "server_seconds_per_step"}
+
+
+def outcome(run: Path) -> dict[str, str]:
+    """Return what has to be the same in any two runs of a recipe: a digest for each file.
+
+    All files count, so that litter is a difference too; what a clock or the machine says does not.
+    """
+    found = {}
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        if path.name == "summary.json":
+            summary = json.loads(data)
+            summary["cost"] = {k: v for k, v in summary["cost"].items() if k not in MEASURED}
+            data = json.dumps(summary).encode()
+        elif path.name == "metrics.jsonl":
+            data = json.dumps(metrics(run)).encode()
+        found[str(path.relative_to(run))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl without their seconds."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in SECONDS} for line in lines]
+
+
+def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return the names of the files that only one has, or that differ."""
+    return sorted(n for n in one.keys() | other.keys() if one.get(n) != other.get(n))
+
+
+def kill_and_resume(
+    recipe: Path,
+    folder: Path,
+    env: Mapping[str, str],
+    *,
+    points: Sequence[int] | None = (),
+    moments: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Start this module as a program; return its answer."""
+    spec = folder / "spec.json"
+    spec.write_text(
+        json.dumps(
+            {
+                "recipe": str(recipe),
+                "folder": str(folder),
+                "points": None if points is None else list(points),
+                "moments": list(moments),
+            }
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.federation.crashes", str(spec)],
+        cwd=ROOT,
+        env={**env, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def _forked(work: Callable[[], object]) -> int:
+    """Start `work` in a fork; return its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setpgid(0, 0)
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _ended(child: int) -> int:
+    """Wait: exit status, or the negative number of the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _count_calls(die_at: int, report: Path | None = None) -> Callable[[], None]:
+    """Count the calls of this process from now on; return a function that reports the number."""
+    count = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    return lambda: report.write_text(str(count)) and None if report else None
+
+
+def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
+    from fellrec.config import RunConfig
+    from fellrec.federation.runs import train
+
+    config = RunConfig.from_toml(spec["recipe"])
+    folder = Path(spec["folder"])
+
+    def start(out: Path) -> None:
+        train(config, out, resume=(out / "config.toml").exists())
+
+    def undisturbed() -> None:
+        start(folder / "warm-up")  # fills the cache, whose writes are not a run's
+        tell = _count_calls(0, folder / "count")
+        start(folder / "reference")
+        tell()
+
+    if _ended(_forked(undisturbed)):
+        raise RuntimeError("the undisturbed run failed")
+    reference = outcome(folder / "reference")
+    count = int((folder / "count").read_text())
+    failures: dict[str, list[str]] = {}
+    died = 0
+
+    def check(kill: str, out: Path) -> None:
+        status = _ended(_forked(lambda: start(out)))
+        if status:
+            failures[kill] = [f"the resumed run ended with status {status}"]
+        elif wrong := differences(reference, outcome(out)):
+            failures[kill] = wrong
+        shutil.rmtree(out, ignore_errors=True)
+
+    for point in range(1, count + 1) if spec["points"] is None else spec["points"]:
+        out = folder / "victim"
+
+        def victim(point: int = point, out: Path = out) -> None:
+            _count_calls(point)
+            start(out)
+
+        died += _ended(_forked(victim)) == -signal.SIGKILL
+        check(f"call {point}", out)
+    for moment in spec["moments"]:
+        out = folder / "victim"
+        for _ in range(40):
+            child = _forked(lambda out=out: start(out))
+            time.sleep(moment)
+            os.kill(child, signal.SIGKILL)
+            status = _ended(child)
+            died += status == -signal.SIGKILL
+            if status == 0 or (out / "summary.json").exists():
+                break
+            moment *= 1.2  # so that it comes to an end
+        check(f"moment {moment}", out)
+    return {"calls": count, "died": died, "failures": failures}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_main(json.loads(Path(sys.argv[1]).read_text()))))
