@@ -34,7 +34,7 @@ from fellrec.models.dropout import StepKey, key_dropouts
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.recommender import Batch, training_loss
-from fellrec.models.stages import Stage, load_config, load_stage
+from fellrec.models.stages import Role, Stage, load_config, load_stage
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer
@@ -52,9 +52,9 @@ def text_vectors() -> torch.Tensor:
     return F.normalize(torch.randn(ITEMS, WIDTH, generator=generator), dim=-1)
 
 
-def load(role: str) -> Stage:
+def load(role: Role) -> Stage:
     """Load a stage of MiniLM, cut after its first and before its last block, with its adapter."""
-    stage = load_stage(fetch_model("minilm"), role, 1, 1, dropout=DROPOUT)  # type: ignore[arg-type]  # a role
+    stage = load_stage(fetch_model("minilm"), role, 1, 1, dropout=DROPOUT)
     attach(stage, LORA, 0)
     return stage
 
@@ -67,7 +67,9 @@ def split_step() -> tuple[Step, Batch, RemoteTrunk]:
     remote = RemoteTrunk(InProcessTransport(server))
     remote.key.client = recommender.head.key.client = recommender.tail.key.client = "a"
     rng = np.random.default_rng(0)
-    histories = Ragged.from_rows([rng.integers(ITEMS, size=POSITIONS + 1) for _ in range(ROWS)])
+    histories = Ragged.from_rows(
+        [rng.integers(ITEMS, size=POSITIONS + 1, dtype=np.int32) for _ in range(ROWS)]
+    )
     (batch,) = recommender.training_batches(histories, ROWS, 1, rng)
     optimiser = Optimiser({n: p for n, (_, p) in recommender.trained().items()}, ADAM)
     recommender.train()
@@ -79,7 +81,7 @@ def split_step() -> tuple[Step, Batch, RemoteTrunk]:
         for key in (recommender.head.key, recommender.tail.key, remote.key):
             key.step = step
         loss = training_loss(recommender, remote, batch, len(batch.targets))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch
+        loss.backward()
         norm = optimiser.squared_norm()
         optimiser.step(norm + remote.end_step(norm))
         step += 1
@@ -117,7 +119,7 @@ def plain_step(batch: Batch, *, keyed: bool) -> Step:
         hidden = model(inputs_embeds=F.embedding(batch.inputs, table), use_cache=False)
         outputs = F.normalize(hidden.last_hidden_state.flatten(0, 1), dim=-1)
         logits = scale * outputs @ F.normalize(table, dim=-1).T
-        F.cross_entropy(logits, batch.targets).backward()  # type: ignore[no-untyped-call]  # torch
+        F.cross_entropy(logits, batch.targets).backward()
         nn.utils.clip_grad_norm_(trained, ADAM.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -181,10 +183,8 @@ def main() -> None:
     print(f"{ROWS} x {POSITIONS} positions, {ITEMS} items, {repeats} steps each, one thread")
     print(f"{'':<26}{'ms':>8}{'tokens/s':>10}{'A / it':>8}{'x floor':>9}")
     for name, taken in medians.items():
-        ratio = medians["A split"] / taken
-        print(
-            f"{name:<26}{1e3 * taken:>8.1f}{tokens / taken:>10.0f}{ratio:>8.3f}{taken / floor:>9.2f}"
-        )
+        speed, ratio = tokens / taken, medians["A split"] / taken
+        print(f"{name:<26}{1e3 * taken:>8.1f}{speed:>10.0f}{ratio:>8.3f}{taken / floor:>9.2f}")
     print(f"{'floor':<26}{1e3 * floor:>8.1f}{tokens / floor:>10.0f}   at {rate / 1e9:.0f} Gflop/s")
     share = remote.seconds / repeats / medians["A split"]
     print(f"of A, waiting for the trunk (four of six blocks, codecs): {share:.0%}")

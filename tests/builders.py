@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 
 
 def tiny_config(kind: str, layers: int = LAYERS) -> PretrainedConfig:
-    encoder = {
+    encoder: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
         "num_hidden_layers": layers,
@@ -85,7 +86,8 @@ def tiny(kind: str, layers: int = LAYERS) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def stage_of(

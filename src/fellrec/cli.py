@@ -12,12 +12,13 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from typer.core import TyperGroup
 
 from fellrec import __version__
@@ -120,9 +121,11 @@ def train(
     sets = [word for change in changes for word in ("--set", change)]
     again = ["fellrec", "train", recipe, *sets, "--out", str(path), "--resume"]
     with _resumable(path, shlex.join(again)):
-        with _starting(console):
+        with _waiting(console, "starting"):
             from fellrec.federation import runs
             from fellrec.progress import watch
+
+            _quiet()
         with watch(console, config.evaluation.metric) as observer:
             result = runs.train(config, path, resume=resume, observer=observer)
     if as_json:
@@ -131,7 +134,7 @@ def train(
         _report(console, result.path)
 
 
-def _report(console: Any, path: Path) -> None:
+def _report(console: Console, path: Path) -> None:
     """Print what a finished run came to, and how to go on."""
     from fellrec.serving.run import load_run
     from fellrec.serving.samples import samples
@@ -144,7 +147,8 @@ def _report(console: Any, path: Path) -> None:
     facts = [("balance", show.balance_text(summary["balance"]))]
     facts.append(("cost", show.cost_text(summary["cost"])))
     console.print(show.facts(facts))
-    drawn = samples(run)
+    with _waiting(console, "recommending for a few users"):
+        drawn = samples(run)
     if drawn:
         console.print()
         console.print(show.sample_table(drawn, summary["items"]))
@@ -160,10 +164,11 @@ def _report(console: Any, path: Path) -> None:
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     """Score a finished run's best models on its test targets again."""
     console = show.make_console(stderr=as_json)
-    with _starting(console) as say:
+    with _waiting(console, "starting") as say:
         from fellrec.serving.rescore import rescore
         from fellrec.serving.run import load_run
 
+        _quiet()
         opened = load_run(run)
         scores = rescore(opened, lambda client: say(f"scoring {client}"))
     if as_json:
@@ -202,9 +207,10 @@ def recommend(
     if (user is None) == (not history):
         raise ConfigError("give either --user or --history, and not both")
     console = show.make_console(stderr=as_json)
-    with _starting(console):
+    with _waiting(console, "starting"):
         from fellrec.serving.run import load_run
 
+        _quiet()
         ranked = load_run(run).client(client).recommend(history or None, user=user, k=k)
     if as_json:
         _print_json(
@@ -225,10 +231,11 @@ def export(
 ) -> None:
     """Write a client's adapter for use with peft, on the whole base model."""
     console = show.make_console()
-    with _starting(console):
+    with _waiting(console, "starting"):
         from fellrec.serving.export import export_adapter
         from fellrec.serving.run import load_run
 
+        _quiet()
         opened = load_run(run)
         target = export_adapter(opened, client, out)
     base = opened.config.model.base
@@ -317,18 +324,13 @@ def _print_json(value: object) -> None:
 
 
 @contextmanager
-def _starting(console: Any) -> Iterator[Any]:
-    """Show that something goes on while libraries, data and weights are loaded.
-
-    Lends a function that changes what is shown. Where no bars are drawn nothing is shown at all.
-    """
+def _waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something goes on, where bars can be drawn; lends a function to change the text."""
     if show.is_live(console):
-        with console.status("starting") as status:
-            _quiet()
-            yield status.update
+        with console.status(text) as status:
+            yield lambda other: status.update(show.plain(other))
     else:
-        _quiet()
-        yield lambda text: None
+        yield lambda other: None
 
 
 def _quiet() -> None:

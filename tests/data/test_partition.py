@@ -40,6 +40,16 @@ def test_kmeans_finds_users_of_one_taste() -> None:
     assert found.assignment.dtype == np.int32
 
 
+@pytest.mark.parametrize("how", ["kmeans", "dirichlet", "random", "user", "column"])
+def test_partitioning_leaves_the_order_of_histories_alone(how: str) -> None:
+    """A sparse matrix that shares a history's memory sorts it in place; order is what is learned."""
+    split = tastes()
+    before = split.train.values.copy()
+    cut(split, how, 4, column="shop")
+    assert np.array_equal(split.train.values, before)
+    assert np.any(np.diff(split.train[0]) < 0)  # the check would miss sorting of sorted rows
+
+
 def test_kmeans_goes_by_what_not_by_how_much() -> None:
     # Four users of each taste; half of them took one item of theirs, half took nine.
     rows = [

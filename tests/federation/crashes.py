@@ -3,16 +3,17 @@
     python -m tests.federation.crashes SPEC.json
 
 runs in a process of its own that imports everything once and trains in forks of itself. The
-functions that change the disk are counted, not replaced: each does its work unless it is the
-n-th, before which the process gets a real SIGKILL. SPEC.json holds
+functions that change the disk are counted, not replaced: each does its work, except that before
+the n-th call the process gets a real SIGKILL. SPEC.json holds a list of
 
     recipe   path of a config.toml
     folder   where runs may be made
-    points   numbers of the calls to die at, or null for all of them
+    points   numbers of the calls to die at; or "all"; or "sites", the last call from each place in
+             the program that changes the disk (by the chain of functions that led there)
     moments  seconds after which a further victim dies, again and again until it finishes
 
-and the answer, on standard output, is one JSON line: the number of calls of an undisturbed run, how
-many victims died, and what differed from the undisturbed run, by kill.
+and the answer, on standard output, is one JSON line with a list of: the number of calls of an
+undisturbed run, how many victims died, and what differed from the undisturbed run, by kill.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,10 @@ def outcome(run: Path) -> dict[str, str]:
             data = json.dumps(summary).encode()
         elif path.name == "metrics.jsonl":
             data = json.dumps(metrics(run)).encode()
+        elif path.name == "state.json":  # how long the seconds in metrics.jsonl are written varies
+            state = json.loads(data)
+            del state["logs"]["metrics.jsonl"]
+            data = json.dumps(state).encode()
         found[str(path.relative_to(run))] = hashlib.sha256(data).hexdigest()
     return found
 
@@ -67,25 +73,10 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 
 def kill_and_resume(
-    recipe: Path,
-    folder: Path,
-    env: Mapping[str, str],
-    *,
-    points: Sequence[int] | None = (),
-    moments: Sequence[float] = (),
-) -> dict[str, Any]:
+    cases: Sequence[Mapping[str, Any]], env: Mapping[str, str], spec: Path
+) -> list[dict[str, Any]]:
     """Start this module as a program; return its answer."""
-    spec = folder / "spec.json"
-    spec.write_text(
-        json.dumps(
-            {
-                "recipe": str(recipe),
-                "folder": str(folder),
-                "points": None if points is None else list(points),
-                "moments": list(moments),
-            }
-        )
-    )
+    spec.write_text(json.dumps(cases, default=str))
     done = subprocess.run(
         [sys.executable, "-m", "tests.federation.crashes", str(spec)],
         cwd=ROOT,
@@ -95,7 +86,7 @@ def kill_and_resume(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
@@ -118,23 +109,24 @@ def _ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _count_calls(die_at: int, report: Path | None = None) -> Callable[[], None]:
-    """Count the calls of this process from now on; return a function that reports the number."""
-    count = 0
+def _count_calls(die_at: int = 0) -> list[str]:
+    """Count the calls of this process from now on: a growing list of the places they come from."""
+    places: list[str] = []
 
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == die_at:
+            frames = traceback.extract_stack()
+            chain = [f"{f.name}:{f.lineno}" for f in frames if "fellrec" in f.filename]
+            places.append(" ".join([*chain, name]))
+            if len(places) == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **kwargs)
 
         return wrapper
 
     for name in CALLS:
-        setattr(os, name, counted(getattr(os, name)))
-    return lambda: report.write_text(str(count)) and None if report else None
+        setattr(os, name, counted(name, getattr(os, name)))
+    return places
 
 
 def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,27 +140,33 @@ def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
         train(config, out, resume=(out / "config.toml").exists())
 
     def undisturbed() -> None:
-        start(folder / "warm-up")  # fills the cache, whose writes are not a run's
-        tell = _count_calls(0, folder / "count")
+        places = _count_calls()
         start(folder / "reference")
-        tell()
+        (folder / "places").write_text(json.dumps(list(places)))
 
+    # Fills the cache, whose writes are not a run's, and imports what is imported on first use.
+    start(folder / "warm-up")
     if _ended(_forked(undisturbed)):
         raise RuntimeError("the undisturbed run failed")
     reference = outcome(folder / "reference")
-    count = int((folder / "count").read_text())
+    places: list[str] = json.loads((folder / "places").read_text())
+    numbers = {
+        "all": range(1, len(places) + 1),
+        "sites": sorted({place: number for number, place in enumerate(places, 1)}.values()),
+    }
     failures: dict[str, list[str]] = {}
     died = 0
 
     def check(kill: str, out: Path) -> None:
-        status = _ended(_forked(lambda: start(out)))
+        status = _ended(_forked(partial(start, out)))
         if status:
             failures[kill] = [f"the resumed run ended with status {status}"]
         elif wrong := differences(reference, outcome(out)):
             failures[kill] = wrong
         shutil.rmtree(out, ignore_errors=True)
 
-    for point in range(1, count + 1) if spec["points"] is None else spec["points"]:
+    points = spec["points"]
+    for point in numbers[points] if isinstance(points, str) else points:
         out = folder / "victim"
 
         def victim(point: int = point, out: Path = out) -> None:
@@ -180,7 +178,7 @@ def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
     for moment in spec["moments"]:
         out = folder / "victim"
         for _ in range(40):
-            child = _forked(lambda out=out: start(out))
+            child = _forked(partial(start, out))
             time.sleep(moment)
             os.kill(child, signal.SIGKILL)
             status = _ended(child)
@@ -189,8 +187,8 @@ def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
                 break
             moment *= 1.2  # so that it comes to an end
         check(f"moment {moment}", out)
-    return {"calls": count, "died": died, "failures": failures}
+    return {"calls": len(places), "died": died, "failures": failures}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_main(json.loads(Path(sys.argv[1]).read_text()))))
+    print(json.dumps([_main(case) for case in json.loads(Path(sys.argv[1]).read_text())]))

@@ -13,8 +13,11 @@ from fellrec.models.dropout import KeyedDropout, StepKey, key_dropouts
 KEY = StepKey(seed=1, client="a", round=2, step=3, micro=0)
 
 
-def mask(key: StepKey, name: str = "layer.0", p: float = 0.5, shape: tuple[int, ...] = (7, 9)) -> Tensor:
-    return KeyedDropout(p, name, key).train()(torch.ones(shape)) != 0
+def mask(
+    key: StepKey, name: str = "layer.0", p: float = 0.5, shape: tuple[int, ...] = (7, 9)
+) -> Tensor:
+    output: Tensor = KeyedDropout(p, name, key).train()(torch.ones(shape))
+    return output != 0
 
 
 def test_the_same_key_and_name_give_the_same_mask() -> None:
@@ -41,7 +44,9 @@ def test_any_other_module_has_another_mask() -> None:
 
 def test_neighbouring_numbers_do_not_run_together() -> None:
     # "round 1, step 11" and "round 11, step 1" are not the same place.
-    assert not torch.equal(mask(replace(KEY, round=1, step=11)), mask(replace(KEY, round=11, step=1)))
+    assert not torch.equal(
+        mask(replace(KEY, round=1, step=11)), mask(replace(KEY, round=11, step=1))
+    )
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
@@ -89,7 +94,9 @@ def test_global_random_state_is_neither_read_nor_moved() -> None:
 
 
 def test_key_dropouts_replaces_what_drops_under_its_whole_name() -> None:
-    net = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)), nn.Dropout(0.0))
+    net = nn.Sequential(
+        nn.Dropout(0.5), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)), nn.Dropout(0.0)
+    )
     key = StepKey()
     key_dropouts(net, key, lambda path: f"whole.{path}")
     keyed = {path: m for path, m in net.named_modules() if isinstance(m, KeyedDropout)}

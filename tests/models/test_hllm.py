@@ -26,7 +26,9 @@ from tests.builders import (
 )
 
 HISTORY = 6
-rows_of_items = st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=20), min_size=1, max_size=9)
+rows_of_items = st.lists(
+    st.lists(st.integers(0, 11), min_size=1, max_size=20), min_size=1, max_size=9
+)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +181,8 @@ def test_scores_and_loss_equal_a_computation_by_hand() -> None:
         install(part, random_factors(adapter(part)))
     with torch.no_grad():
         model.scale.fill_(3.0)
-    for part in (model, trunk):
-        part.eval()
+    model.eval()
+    trunk.eval()
     rows = [[1, 2, 3, 4], [5, 6], [7]]
     items = model.item_vectors().detach().double()
 
@@ -192,7 +194,8 @@ def test_scores_and_loss_equal_a_computation_by_hand() -> None:
             hidden = part(hidden, layout)
         outputs = hidden[0].detach().double()
         scale = outputs.norm(dim=1)[:, None] * items.norm(dim=1)[None, :]
-        return 3.0 * (outputs @ items.T) / scale
+        cosine: Tensor = (outputs @ items.T) / scale
+        return 3.0 * cosine
 
     for batch in model.serving_batches(Ragged.from_rows(rows), 4):
         for row, scores in zip(batch.rows, score(model, trunk, batch), strict=True):
@@ -222,9 +225,12 @@ def train(model: Hllm, trunk: LocalTrunk, histories: Ragged, epochs: int) -> lis
         total, targets = 0.0, 0
         for batch in model.training_batches(histories, 8, 1, np.random.default_rng(epoch)):
             loss = training_loss(model, trunk, batch, len(batch.targets))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            loss.backward()
             optimiser.step(optimiser.squared_norm())
-            total, targets = total + float(loss.detach()) * len(batch.targets), targets + len(batch.targets)
+            total, targets = (
+                total + float(loss.detach()) * len(batch.targets),
+                targets + len(batch.targets),
+            )
         losses.append(total / targets)
     return losses
 
@@ -244,7 +250,10 @@ def test_a_learnable_task_is_learned() -> None:
     model.eval()
     batch = next(iter(model.serving_batches(Ragged.from_rows([[3, 4, 5], [9, 10]]), 2)))
     best = score(model, LocalTrunk(stage).eval(), batch).argmax(1)
-    assert {int(row): int(item) for row, item in zip(batch.rows, best, strict=True)} == {0: 6, 1: 11}
+    assert {int(row): int(item) for row, item in zip(batch.rows, best, strict=True)} == {
+        0: 6,
+        1: 11,
+    }
 
 
 def test_a_catalogue_of_one_item_and_a_client_of_one_user() -> None:

@@ -56,7 +56,9 @@ def test_unpack_and_pack_are_inverse(drawn: tuple[list[int], Side], channels: in
         place = slice(0, length) if side == "right" else slice(layout.width - length, layout.width)
         assert torch.equal(padded[row, place], packed[start : start + length])
         assert layout.positions[row, place].tolist() == list(range(length))
-        assert padded.flatten(0, 1)[layout.last[row]].tolist() == packed[start + length - 1].tolist()
+        assert (
+            padded.flatten(0, 1)[layout.last[row]].tolist() == packed[start + length - 1].tolist()
+        )
         start += length
     assert int((padded != 0).sum()) == packed.numel()  # the padding is zeros
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fellrec.errors import ModelError
 from fellrec.models.adapters import LoraSettings, adapter, attach, write
@@ -99,7 +99,9 @@ def test_the_token_table_is_kept_where_it_is_asked_for() -> None:
 
 
 def test_a_stage_holds_no_memory_for_blocks_it_does_not_own(folder: Path) -> None:
-    sizes = {role: sum(p.numel() for p in load_stage(folder, role, 2, 1).parameters()) for role in ROLES}
+    sizes = {
+        role: sum(p.numel() for p in load_stage(folder, role, 2, 1).parameters()) for role in ROLES
+    }
     whole = sum(p.numel() for p in load_stage(folder, "whole", 0, 0).parameters())
     assert sum(sizes.values()) == whole
     assert sizes["trunk"] == 3 * sizes["tail"]
@@ -107,7 +109,9 @@ def test_a_stage_holds_no_memory_for_blocks_it_does_not_own(folder: Path) -> Non
 
 def test_files_with_the_base_models_prefix_are_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_config("llama")).eval()
+    config = tiny_config("llama")
+    assert isinstance(config, LlamaConfig)
+    model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
     assert any(name.startswith("model.layers") for name in SafetensorsWeights(tmp_path).names())
     stage = load_stage(tmp_path, "whole", 0, 0).eval()
@@ -117,12 +121,29 @@ def test_files_with_the_base_models_prefix_are_read(tmp_path: Path) -> None:
     torch.testing.assert_close(stage(hidden, layout), expected)
 
 
-def test_sharded_files_give_the_same_stage(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_sharded_files_give_the_same_stage(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     sharded = tmp_path_factory.mktemp("sharded")
     tiny("bert").save_pretrained(sharded, max_shard_size="30KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
     one, many = (load_stage(path, "trunk", 2, 1) for path in (folder, sharded))
     for (name, a), (_, b) in zip(one.named_parameters(), many.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_old_files_with_gamma_and_beta_are_read() -> None:
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in tiny("bert").state_dict().items()
+    }
+    assert "embeddings.LayerNorm.beta" in tensors
+    config = tiny_config("bert")
+    old = build_stage(config, MemoryWeights(tensors), "whole", range(6))
+    new = stage_of(tiny("bert"), "whole", 0, 0)
+    for (name, a), (_, b) in zip(old.named_parameters(), new.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -333,8 +354,8 @@ def test_a_replica_shares_what_is_frozen_and_nothing_else(kind: str, freeze_a: b
         assert (mine.data_ptr() == other.data_ptr()) is (id(mine) not in factors), name
         assert mine.requires_grad is other.requires_grad
         assert torch.equal(mine, other)
-    for mine, other in zip(stage.buffers(), twin.buffers(), strict=True):
-        assert mine.data_ptr() == other.data_ptr()
+    for buffer, same in zip(stage.buffers(), twin.buffers(), strict=True):
+        assert buffer.data_ptr() == same.data_ptr()
     keys = {id(m.key) for m in twin.modules() if isinstance(m, KeyedDropout)}
     assert keys == {id(twin.key)}
     assert twin.key is not stage.key

@@ -35,7 +35,11 @@ def encoder(tmp_path: Path) -> Path:
 def test_vectors_are_normalised_means_over_tokens(encoder: Path, tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
     found = encode_texts(
-        TEXTS, encoder, tmp_path / "cache", batch_size=3, progress=lambda n, of: done.append((n, of))
+        TEXTS,
+        encoder,
+        tmp_path / "cache",
+        batch_size=3,
+        progress=lambda n, of: done.append((n, of)),
     )
     assert done == [(3, 4), (4, 4)]
     assert found.shape == (4, WIDTH) and found.dtype == torch.float32
@@ -84,7 +88,7 @@ def test_other_texts_and_other_encoders_are_other_files(encoder: Path, tmp_path:
     first = encode_texts(TEXTS, encoder, cache)
     encode_texts(TEXTS[::-1], encoder, cache)
     # The same letters, cut elsewhere into texts.
-    encode_texts(["toy", "storyheat", *TEXTS[2:]], encoder, cache)
+    encode_texts(["toy ", "storyheat", *TEXTS[2:]], encoder, cache)
     assert len(list(cache.iterdir())) == 3
     tensors = load_file(encoder / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"].mul_(-1.0)

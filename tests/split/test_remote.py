@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModel, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fellrec.errors import WireError
 from fellrec.models.adapters import LoraSettings, adapter
@@ -17,7 +17,7 @@ from fellrec.models.layout import Layout, Side
 from fellrec.models.stages import Role, cut, spans
 from fellrec.split.codecs import Codec
 from fellrec.split.transport import InProcessTransport
-from fellrec.split.trunk import SessionSettings
+from fellrec.split.trunk import SessionSettings, TrunkServer
 from fellrec.split.wire import Frame, FrameKind, decode_frame, encode_frame
 from tests.builders import (
     LAYERS,
@@ -62,14 +62,11 @@ def loss_of(packed: Tensor) -> Tensor:
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(found.output, expected.output, **close)
-    torch.testing.assert_close(found.entry, expected.entry, **close)
+    assert torch.allclose(found.output, expected.output, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(found.entry, expected.entry, rtol=1e-5, atol=1e-5)
     assert found.factors.keys() == expected.factors.keys()
     for name, gradient in expected.factors.items():
-        torch.testing.assert_close(
-            found.factors[name], gradient, **close, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert torch.allclose(found.factors[name], gradient, rtol=1e-5, atol=1e-5), name
 
 
 def run_whole(
@@ -208,7 +205,9 @@ def test_a_bidirectional_model_looks_ahead_and_a_causal_one_does_not() -> None:
     changed[0, -1, 0] += 5
     for causal in (True, False):
         stage = stage_of(tiny("bert"), "whole", 0, 0, causal=causal).eval()
-        same = torch.allclose(stage(changed, layout)[0, 0], stage(random_hidden(layout), layout)[0, 0])
+        same = torch.allclose(
+            stage(changed, layout)[0, 0], stage(random_hidden(layout), layout)[0, 0]
+        )
         assert same is causal
 
 
@@ -243,7 +242,9 @@ def test_cut_in_memory_gives_the_models_own_outputs(kind: str, k_in: int) -> Non
 
 def test_cut_takes_a_model_with_an_output_layer() -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_config("llama")).eval()
+    config = tiny_config("llama")
+    assert isinstance(config, LlamaConfig)
+    model = LlamaForCausalLM(config).eval()
     parts = cut(model, 6, 0)
     assert parts.trunk is None
     tokens = torch.randint(0, 50, (2, 5))
@@ -299,7 +300,7 @@ class Recorder:
         return reply
 
 
-def tiny_trunk_server(micro_batches: int = 1):  # type: ignore[no-untyped-def]
+def tiny_trunk_server(micro_batches: int = 1) -> TrunkServer:
     trunk = stage_of(tiny("bert", 3), "trunk", 1, 1, lora=lora_for("bert"))
     return serve(trunk, SessionSettings(micro_batches=micro_batches))
 
@@ -385,7 +386,7 @@ def test_serving_crosses_without_a_gradient() -> None:
     assert server._sessions["a"].expected == 0
 
 
-def test_stage_names_by_role() -> None:
+def test_which_blocks_each_stage_holds() -> None:
     roles: tuple[Role, ...] = ("head", "trunk", "tail", "whole")
     assert [list(spans(6, 2, 1)[role]) for role in roles] == [
         [0, 1], [2, 3, 4], [5], [0, 1, 2, 3, 4, 5],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class Ragged:
     """Rows of different lengths in two arrays (the CSR layout).
 
     Attributes:
-        offsets: (n + 1,) int64; row i is `values[offsets[i]:offsets[i + 1]]`.
+        offsets: (n + 1,) int64, read-only like the values; row i is `values[offsets[i]:offsets[i + 1]]`.
         values: (m,) int32, all rows one after the other.
 
     Raises:
@@ -37,8 +37,8 @@ class Ragged:
 
     def __post_init__(self) -> None:
         """Fix the types and refuse offsets that would read outside the values."""
-        object.__setattr__(self, "offsets", np.ascontiguousarray(self.offsets, dtype=np.int64))
-        object.__setattr__(self, "values", np.ascontiguousarray(self.values, dtype=np.int32))
+        object.__setattr__(self, "offsets", _frozen(self.offsets, np.int64))
+        object.__setattr__(self, "values", _frozen(self.values, np.int32))
         if self.offsets.ndim != 1 or self.values.ndim != 1 or len(self.offsets) == 0:
             raise ValueError("Ragged needs one-dimensional offsets (at least one) and values")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
@@ -99,6 +99,13 @@ class Ragged:
         values[np.arange(len(self.values)) + other.offsets[:-1][mine]] = self.values
         values[np.arange(len(other.values)) + self.offsets[1:][theirs]] = other.values
         return Ragged(self.offsets + other.offsets, values)
+
+
+def _frozen(array: NDArray[np.integer], dtype: type[np.integer]) -> NDArray[Any]:
+    """Return a read-only view: whoever writes into a history by mistake finds out at once."""
+    view = np.ascontiguousarray(array, dtype=dtype).view()
+    view.setflags(write=False)
+    return view
 
 
 @dataclass(frozen=True)

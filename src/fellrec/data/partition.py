@@ -174,7 +174,9 @@ def _factors(
     """
     # scikit-learn wants two columns; an empty one changes nothing.
     shape = (len(train), max(n_items, 2))
-    matrix = csr_matrix((np.ones(len(train.values)), train.values, train.offsets), shape=shape)
+    ones = np.ones(len(train.values))
+    # A copy: putting duplicates together sorts the rows in place, and their order is the history.
+    matrix = csr_matrix((ones, train.values, train.offsets), shape=shape, copy=True)
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
     seed = _seed(rng)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from fellrec.data.interactions import Split
@@ -107,11 +108,15 @@ class Client:
     def train(self, round: int, progress: Progress = lambda done, total, loss: None) -> TrainReport:
         """Run the local epochs of a round.
 
-        Raises TrainingError when the loss is no number any more, WireError when the trunk refuses.
+        Raises TrainingError when the loss or what was learned is no number any more, WireError when
+        the trunk refuses.
         """
         start, waited = time.perf_counter(), getattr(self.trunk, "seconds", 0.0)
         settings = self.settings
-        optimiser = Optimiser(self.exchanged() | self.private(), settings.optimiser)
+        trained = self.exchanged() | self.private()
+        for parameter in trained.values():
+            parameter.grad = None  # a client whose training broke off has left some
+        optimiser = Optimiser(trained, settings.optimiser)
         optimiser.load(self._moments)
         self._training(True)
         epochs = [
@@ -138,6 +143,7 @@ class Client:
             loss_sum, targets_sum = loss_sum + batch_loss * targets, targets_sum + targets
             step += 1
             progress(step, total, batch_loss)
+        check_finite(self.name, round, trained)
         self._moments = optimiser.state()
         self._training(False)
         return TrainReport(
@@ -151,7 +157,7 @@ class Client:
     def evaluate(self, target: Literal["valid", "test"]) -> Scores:
         """Rank the whole catalogue for each user, history masked: metric -> (users,) float64.
 
-        Users without targets are NaN.
+        Users without targets are NaN. Raises TrainingError when the model's scores are no numbers.
         """
         self._training(False)
         history = self.data.history(target)
@@ -162,6 +168,10 @@ class Client:
         chosen = history.take(asked)
         for batch in self.recommender.serving_batches(chosen, self.settings.evaluation_batch):
             scores = score(self.recommender, self.trunk, batch)
+            if scores.isnan().any():
+                raise TrainingError(
+                    f"client {self.name}: its scores are no numbers; lower train.learning_rate"
+                )
             rows = asked[batch.rows]
             ranked[rows] = rank_scores(scores, history.take(rows), k)
         return ranking_metrics(ranked, targets, self.settings.ks)
@@ -182,3 +192,13 @@ class Client:
         return np.random.default_rng(
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
         )
+
+
+def check_finite(client: str, round: int, tensors: Mapping[str, Tensor]) -> None:
+    """Raise TrainingError when a client's tensors hold a value that is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise TrainingError(
+                f"client {client}: {name} is not finite after round {round}; lower "
+                f"train.learning_rate"
+            )

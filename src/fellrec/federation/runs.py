@@ -19,6 +19,7 @@ from fellrec.federation.files import read_json, sync_folder, write_bytes, write_
 from fellrec.federation.observer import Observer
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.summary import summarise
+from fellrec.federation.turns import publish_start
 from fellrec.federation.workspace import Shares, Workspace, share_data
 
 
@@ -66,7 +67,8 @@ def train(
     state = simulation.run()
     scores = simulation.test(state)
     for name, client in simulation.clients.items():
-        simulation.store.publish(state.round, name)
+        if not simulation.store.publish(state.round, name):
+            publish_start(path, workspace, name)
         write_scores(path / "clients" / name / "scores.parquet", client.data, scores[name])
     summary = summarise(simulation, state, scores)
     write_json(path / "summary.json", summary)
@@ -100,8 +102,9 @@ def _claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
         if changed:
             raise ConfigError(f"{path}: --resume needs the same recipe, but {changed} differs")
         return stored
-    # A start that was killed before it wrote its recipe leaves an empty folder: that may be used.
-    if path.exists() and not (path.is_dir() and all(p.name[0] == "." for p in path.iterdir())):
+    # A start that was killed before it wrote its recipe leaves no more than a part of it.
+    begun = {f".{recipe.name}.partial"}
+    if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= begun):
         hint = "it is no run directory" if resume else "or go on with --resume"
         raise RunError(f"{path} exists already; choose another --out, {hint}")
     try:

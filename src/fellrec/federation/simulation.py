@@ -9,10 +9,12 @@ its last complete round to the same end.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -20,10 +22,10 @@ from torch import Tensor
 from fellrec.balance import Mixture
 from fellrec.config import RunConfig
 from fellrec.data.partition import describe
-from fellrec.errors import TrainingError, WireError
+from fellrec.errors import ConfigError, FellrecError, TrainingError, WireError
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.aggregate import mix_rows
-from fellrec.federation.client import Client, Scores, TrainReport
+from fellrec.federation.client import Client, Scores, TrainReport, check_finite
 from fellrec.federation.coordinator import draw, judge, strategy_of, weigh
 from fellrec.federation.files import append_line, finite
 from fellrec.federation.observer import Observer, RoundRecord
@@ -32,6 +34,7 @@ from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standin
 from fellrec.federation.turns import ClientModel, stored_model, turn
 from fellrec.federation.workspace import Shares, Workspace, seeded
 from fellrec.models.optimiser import without
+from fellrec.models.recommender import Kind
 from fellrec.split.ledger import Direction
 
 _METRIC_BYTES = 8  # a loss, a count or a score is one 64-bit number
@@ -66,6 +69,11 @@ class Simulation:
         self.observer = observer
         self.store = RunStore(path, config.evaluation.keep_rounds)
         self.strategy = strategy_of(config.balance)
+        if self.strategy.space == "update" and config.lora.freeze_a:
+            raise ConfigError(
+                'balance.space: "update" compares the products BA, but lora.freeze_a keeps A from '
+                'the coordinator; use "factors"'
+            )
         self.clients = {
             name: workspace.client(name, shares.of(number))
             for number, name in enumerate(shares.partition.names)
@@ -115,11 +123,18 @@ class Simulation:
         for row, name in enumerate(reports):
             alone = int(mixture.weights[row].count_nonzero()) == 1
             model = self._mixed_model(t, name, mixed.read_row(row), () if alone else reset)
-            valid[name], standings[name] = self._receive(
-                t, name, model, standings.get(name, Standing())
-            )
-        for name in self.clients.keys() - reports.keys():
-            self.store.carry(t + 1, name)
+            try:
+                valid[name], standings[name] = self._receive(
+                    t, name, model, standings.get(name, Standing())
+                )
+            except (TrainingError, WireError) as error:
+                valid[name] = math.nan
+                self._leave_out(name, error, collected)
+        if all(name in collected.failed for name in reports):
+            self._stop(t, collected)
+        for name in self.clients:
+            if name not in reports or name in collected.failed:
+                self.store.carry(t + 1, name)
         for used in (rows, mixed, collected.starts):
             if used is not None:
                 used.remove()
@@ -153,14 +168,22 @@ class Simulation:
             try:
                 self._train(t, name, collected)
             except (TrainingError, WireError) as error:
-                collected.failed[name] = str(error)
-                self.observer.note(f"{error}; the client keeps the model it had")
+                self._leave_out(name, error, collected)
         if not collected.reports:
-            raise TrainingError(f"no client completed round {t}: {collected.failed[drawn[0]]}")
+            self._stop(t, collected)
         collected.rows.truncate(len(collected.reports))
         if collected.starts is not None:
             collected.starts.truncate(len(collected.reports))
         return collected
+
+    def _leave_out(self, name: str, error: FellrecError, collected: _Collected) -> None:
+        collected.failed[name] = str(error)
+        self.observer.note(f"{error}; the client keeps the model it had")
+
+    @staticmethod
+    def _stop(t: int, collected: _Collected) -> NoReturn:
+        reason = next(iter(collected.failed.values()))
+        raise TrainingError(f"no client completed round {t}: {reason}")
 
     def _train(self, t: int, name: str, collected: _Collected) -> None:
         """Let one client train; its update becomes the next row, the rest goes to the store."""
@@ -171,10 +194,12 @@ class Simulation:
             if self.config.evaluation.before_mixing and self.strategy.exchanges:
                 before = self._validate(t, it.client)
         trained = it.finished()
+        check_finite(name, t, trained.trunk)
         row = len(collected.reports)
-        if collected.starts is not None:
-            collected.starts.write_row(row, {**model.exchanged, **model.trunk})
-        collected.rows.write_row(row, {**trained.exchanged, **trained.trunk})
+        for rows, side in ((collected.starts, model), (collected.rows, trained)):
+            if rows is not None:
+                tensors = {**side.exchanged, **side.trunk}
+                rows.write_row(row, {name: tensors[name] for name in rows.shapes})
         self.store.put(t + 1, CLIENT, name, "private", trained.private)
         self.store.put(t + 1, CLIENT, name, "optimiser", trained.moments)
         self.store.put(t + 1, SERVER, name, "optimiser", trained.trunk_moments)
@@ -186,10 +211,14 @@ class Simulation:
     def _mixed_model(
         self, t: int, name: str, tensors: Mapping[str, Tensor], reset: Iterable[str]
     ) -> ClientModel:
-        """Put a client's mixed tensors into the store; moments of re-factored ones start anew."""
-        of_trunk = self.workspace.initial_trunk().keys()
-        trunk = {name: value for name, value in tensors.items() if name in of_trunk}
-        exchanged = {name: value for name, value in tensors.items() if name not in of_trunk}
+        """Put a client's mixed tensors into the store; moments of re-factored ones start anew.
+
+        Factors that are frozen were not mixed: they are as they were at the start.
+        """
+        exchanged = self.workspace.initial(Kind.LORA, Kind.DENSE)
+        trunk = self.workspace.initial_trunk()
+        for part in (exchanged, trunk):
+            part.update({key: tensors[key] for key in part.keys() & tensors.keys()})
         self.store.put(t + 1, CLIENT, name, "adapter", exchanged)
         self.store.put(t + 1, SERVER, name, "adapter", trunk)
         if reset:
@@ -218,8 +247,8 @@ class Simulation:
     def _shapes(self) -> dict[str, torch.Size]:
         """Names and shapes of what is mixed: the client's exchanged tensors, then the trunk's."""
         client = next(iter(self.clients.values()))
-        tensors = {**client.exchanged(), **self.workspace.initial_trunk()}
-        return {name: tensor.shape for name, tensor in tensors.items()}
+        tensors = {**client.exchanged(), **self.workspace.trunk_adapter()}
+        return {name: p.shape for name, p in tensors.items() if p.requires_grad}
 
     def _count(self, name: str, t: int, direction: Direction, parts: Mapping[str, int]) -> None:
         self.workspace.ledger.record_parts(name, t, direction, parts)
@@ -227,9 +256,15 @@ class Simulation:
     def _count_exchange(
         self, name: str, t: int, direction: Direction, tensors: Mapping[str, Tensor]
     ) -> None:
-        """Count the adapter's way between client and coordinator; local training has none."""
+        """Count the adapter's way between client and coordinator; local training has none.
+
+        What is frozen does not travel: both sides have it from the start.
+        """
         if self.strategy.exchanges:
+            moving = self._shapes()
             for tensor_name, tensor in tensors.items():
+                if tensor_name not in moving:
+                    continue
                 kind = "lora" if ".lora_" in tensor_name else "dense"
                 self.workspace.ledger.record(name, t, direction, kind, 4 * tensor.numel())
 

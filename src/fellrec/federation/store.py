@@ -13,6 +13,7 @@ are the same file under a second name.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,10 @@ from fellrec.federation.files import (
 
 LOGS = ("metrics.jsonl", "ledger.csv")
 CLIENT, SERVER = "clients", "server"
+_FILES = {
+    CLIENT: ("adapter", "private", "optimiser", "best_adapter", "best_private"),
+    SERVER: ("adapter", "optimiser", "best_adapter"),
+}
 
 
 @dataclass
@@ -69,34 +74,70 @@ class RunStore:
         self._keep = keep_rounds
 
     def state(self) -> RunState:
-        """Return the current state; the beginning when no round has finished."""
+        """Return the current state; the beginning when no round has finished.
+
+        Raises RunError when the pointer or the state it names is damaged.
+        """
         pointer = self._rounds / "current"
-        if not pointer.exists():
+        try:
+            number = pointer.read_text("ascii").strip()
+        except FileNotFoundError:
             return RunState()
-        raw: dict[str, Any] = read_json(self._rounds / pointer.read_text().strip() / "state.json")
-        standings = {name: Standing(**value) for name, value in raw["standings"].items()}
-        return RunState(raw["round"], standings, raw["logs"])
+        except (OSError, ValueError) as error:
+            raise RunError(f"{pointer}: can't be read ({error})") from error
+        if not number.isdecimal():
+            raise RunError(f"{pointer}: names no round; write the number of a folder beside it")
+        path = self._rounds / number / "state.json"
+        raw: dict[str, Any] = read_json(path)
+        try:
+            standings = {str(name): Standing(**entry) for name, entry in raw["standings"].items()}
+            logs = {log: int(size) for log, size in raw["logs"].items()}
+            state = RunState(int(raw["round"]), standings, logs)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: is damaged ({error!r})") from error
+        if str(state.round) != number:
+            raise RunError(f"{path}: is of round {state.round}")
+        return state
 
     def resume(self) -> RunState:
-        """Cut the logs back to the current state, drop what was half-prepared, and return it."""
+        """Cut the logs back to the current state, drop what was half-prepared, and return it.
+
+        Raises RunError when something that the state needs is damaged or missing.
+        """
         state = self.state()
+        self._check(state)
         for log in LOGS:
-            path, size = self.path / log, state.logs.get(log, 0)
-            if not path.exists():
-                if size:
-                    raise RunError(f"{path} is missing; the run can't be resumed without it")
-                continue
-            if path.stat().st_size < size:
-                raise RunError(f"{path} is shorter than round {state.round} left it")
-            with path.open("r+b") as handle:
-                handle.truncate(size)
+            self._cut(self.path / log, state.logs.get(log, 0), state.round)
         if self._rounds.exists():
             for folder in self._rounds.iterdir():
-                if folder.is_dir() and folder.name != str(state.round):
-                    number = folder.name.removesuffix(".partial")
-                    if folder.name.endswith(".partial") or int(number) > state.round:
-                        shutil.rmtree(folder)
+                number = folder.name.removesuffix(".partial")
+                prepared = folder.name != number
+                if number.isdecimal() and (prepared or int(number) > state.round):
+                    shutil.rmtree(folder)
+            self._prune(state.round)
         return state
+
+    def _check(self, state: RunState) -> None:
+        """Look for the files of every client that has completed a round."""
+        for client in state.standings:
+            for side, names in _FILES.items():
+                for name in names:
+                    path = self._file(str(state.round), side, client, name)
+                    if not path.is_file():
+                        raise RunError(f"{path} is missing; the run can't be resumed without it")
+
+    @staticmethod
+    def _cut(path: Path, size: int, round: int) -> None:
+        """Cut a log back to the size it had, and remove what a killed write left beside it."""
+        for stray in path.parent.glob(path.name + 8 * "[a-z0-9_]"):
+            stray.unlink()
+        there = path.stat().st_size if path.exists() else 0
+        if there < size:
+            raise RunError(f"{path} is shorter than round {round} left it; it can't be resumed")
+        if size:
+            os.truncate(path, size)
+        else:
+            path.unlink(missing_ok=True)
 
     def begin(self, round: int) -> Path:
         """Return the empty folder in which the state after `round` rounds is prepared."""
@@ -107,29 +148,26 @@ class RunStore:
         return partial
 
     def carry(self, round: int, client: str) -> None:
-        """Take a client's files over from the round before: it did not take part."""
+        """Take a client's files over from the round before: it did not complete this one."""
         for side in (CLIENT, SERVER):
-            link_tree(
-                self._rounds / str(round - 1) / side / client,
-                self._rounds / f"{round}.partial" / side / client,
-            )
+            target = self._rounds / f"{round}.partial" / side / client
+            shutil.rmtree(target, ignore_errors=True)
+            link_tree(self._rounds / str(round - 1) / side / client, target)
 
     def tensors(self, round: int, side: str, client: str, name: str) -> dict[str, Tensor] | None:
         """Read one file of a finished round; None where the client has none yet."""
-        path = self._rounds / str(round) / side / client / f"{name}.safetensors"
+        path = self._file(str(round), side, client, name)
         return read_tensors(path) if path.exists() else None
 
     def put(
         self, round: int, side: str, client: str, name: str, tensors: Mapping[str, Tensor]
     ) -> None:
         """Write one file of the round in preparation."""
-        path = self._rounds / f"{round}.partial" / side / client / f"{name}.safetensors"
-        write_tensors(path, tensors)
+        write_tensors(self._file(f"{round}.partial", side, client, name), tensors)
 
     def prepared(self, round: int, side: str, client: str, name: str) -> dict[str, Tensor]:
         """Read back one file of the round in preparation."""
-        path = self._rounds / f"{round}.partial" / side / client / f"{name}.safetensors"
-        return read_tensors(path)
+        return read_tensors(self._file(f"{round}.partial", side, client, name))
 
     def keep_best(self, round: int, client: str, *, improved: bool) -> None:
         """Name this round's adapter the best one, or keep the best one so far."""
@@ -154,15 +192,27 @@ class RunStore:
             sync_folder(folder)
         partial.rename(self._rounds / str(state.round))
         sync_folder(self._rounds)
+        sync_folder(self.path)  # the logs, whose sizes the state relies on
         write_bytes(self._rounds / "current", f"{state.round}\n".encode())
         sync_folder(self._rounds)
+        self._prune(state.round)
+
+    def _prune(self, current: int) -> None:
         for folder in self._rounds.iterdir():
-            outdated = folder.name.isdigit() and int(folder.name) <= state.round - self._keep
+            outdated = folder.name.isdecimal() and int(folder.name) <= current - self._keep
             if outdated and folder.is_dir():
                 shutil.rmtree(folder)
 
-    def publish(self, round: int, client: str) -> None:
-        """Put a client's best and last adapters where they stay: `clients/<id>`, `server/<id>`."""
+    def _file(self, folder: str, side: str, client: str, name: str) -> Path:
+        return self._rounds / folder / side / client / f"{name}.safetensors"
+
+    def publish(self, round: int, client: str) -> bool:
+        """Put a client's best and last adapters where they stay: `clients/<id>`, `server/<id>`.
+
+        Returns whether there were any: a client that never completed a round has none.
+        """
+        if not self._file(str(round), CLIENT, client, "adapter").exists():
+            return False
         for side in (CLIENT, SERVER):
             source = self._rounds / str(round) / side / client
             for name in ("adapter", "private"):
@@ -171,3 +221,4 @@ class RunStore:
                     if file.exists():
                         target = self.path / side / client / f"{label}_{name}.safetensors"
                         link_or_copy(file, target)
+        return True

@@ -50,7 +50,7 @@ def summarise(
         for name, standing in state.standings.items()
         if standing.best_score is not None
     }
-    users = [len(simulation.clients[name].data) for name in best]
+    users = [np.count_nonzero(simulation.clients[n].data.valid.lengths()) for n in best]
     equal = sampling_gap(per_user, seeded(config.seed, "sampling gap")) if per_user else None
     summary = {
         "dataset": shares.dataset.name,

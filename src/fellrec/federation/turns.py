@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fellrec.federation.client import Client
-from fellrec.federation.files import read_tensors
+from fellrec.federation.files import read_tensors, write_tensors
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
@@ -103,3 +103,14 @@ def published_model(path: Path, workspace: Workspace, name: str) -> ClientModel:
         read_tensors(private) if private.exists() else {},
         read_tensors(there / "best_adapter.safetensors"),
     )
+
+
+def publish_start(path: Path, workspace: Workspace, name: str) -> None:
+    """Write the common start as the model of a client that never completed a round."""
+    for label in ("best", "last"):
+        for side, kind, tensors in (
+            (CLIENT, "adapter", workspace.initial(Kind.LORA, Kind.DENSE)),
+            (CLIENT, "private", workspace.initial(Kind.PRIVATE)),
+            (SERVER, "adapter", workspace.initial_trunk()),
+        ):
+            write_tensors(path / side / name / f"{label}_{kind}.safetensors", tensors)

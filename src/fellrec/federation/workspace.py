@@ -21,13 +21,14 @@ from fellrec.data.sources import fetch_model, load_dataset
 from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
 from fellrec.federation.client import Client, ClientSettings
-from fellrec.models.adapters import LoraSettings, attach
+from fellrec.models.adapters import LoraSettings, adapter, attach
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import OptimiserSettings
 from fellrec.models.recommender import Kind, NoTrunk, Recommender, Trunk
 from fellrec.models.stages import Role, Stage, load_stage
 from fellrec.models.text import encode_texts
 from fellrec.split.codecs import Codec
+from fellrec.split.frames import MAX_CLIENT_BYTES
 from fellrec.split.ledger import Ledger
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
@@ -80,6 +81,10 @@ def share_data(config: RunConfig) -> Shares:
             f"clients.per_round = {clients.per_round}, but there are {len(shares.names)} clients"
         )
     for client, name in enumerate(shares.names):
+        # A client's name becomes that of a folder and travels in every frame.
+        odd = {"/", "\\", "\0"} & set(name) or name in (".", "..") or not name.isprintable()
+        if odd or len(name.encode()) > MAX_CLIENT_BYTES:
+            raise DataError(f"{name!r} can't name a client; use another value in the users' column")
         users = np.flatnonzero(shares.assignment == client)
         if not (parts.train.lengths()[users] >= 2).any():
             raise DataError(f"client {name} has no history to learn from; use fewer clients")
@@ -185,6 +190,10 @@ class Workspace:
     def initial(self, *kinds: Kind) -> dict[str, Tensor]:
         """The tensors of some kinds that every client starts from."""
         return {name: self._initial[name] for name in self.recommender.parameters_of(*kinds)}
+
+    def trunk_adapter(self) -> dict[str, nn.Parameter]:
+        """The adapter of the shared trunk, as attached."""
+        return adapter(self.server.base) if self.server is not None else {}
 
     def initial_trunk(self) -> dict[str, Tensor]:
         """The trunk adapter that every client starts from."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -275,8 +275,9 @@ def _load(stage: Stage, weights: Weights, config: PretrainedConfig) -> None:
     prefix = ""
     if wanted and next(iter(wanted.values())) not in available:
         prefix = f"{stage.body.base_model_prefix}."
-    tensors = weights.read(prefix + name for name in wanted.values())
-    state = {name: tensors[prefix + whole] for name, whole in wanted.items()}
+    stored = {name: _stored_name(prefix + whole, available) for name, whole in wanted.items()}
+    tensors = weights.read(stored.values())
+    state = {name: tensors[found] for name, found in stored.items()}
     for name, parameter in stage.body.named_parameters():
         if state[name].shape != parameter.shape:
             raise ModelError(
@@ -286,6 +287,13 @@ def _load(stage: Stage, weights: Weights, config: PretrainedConfig) -> None:
     state = {name: tensor.to(torch.float32) for name, tensor in state.items()}
     stage.body.load_state_dict(state, strict=False, assign=True)
     stage.body.requires_grad_(False)
+
+
+def _stored_name(name: str, available: Set[str]) -> str:
+    """Old BERT files, such as bert-base-uncased, call a norm's weight and bias gamma and beta."""
+    old = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
+    old = re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", old)
+    return old if name not in available and old in available else name
 
 
 def load_stage(

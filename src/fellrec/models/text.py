@@ -73,8 +73,8 @@ def _encode(
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
         model = AutoModel.from_pretrained(encoder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file makes these raise nearly anything, KeyError too
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{encoder}: the item encoder can't be loaded ({reason})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
