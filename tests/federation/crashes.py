@@ -8,8 +8,8 @@ the n-th call the process gets a real SIGKILL. SPEC.json holds a list of
 
     recipe   path of a config.toml
     folder   where runs may be made
-    points   numbers of the calls to die at; or "all"; or "sites", the last call from each place in
-             the program that changes the disk (by the chain of functions that led there)
+    points   numbers of the calls to die at; or "all"; or "sites", the last call of each chain of
+             the program's functions that makes something lasting
     moments  seconds after which a further victim dies, again and again until it finishes
 
 and the answer, on standard output, is one JSON line with a list of: the number of calls of an
@@ -34,6 +34,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "ftruncate")
+LASTING = ("fsync", "replace", "rename", "link", "rmdir")
 SECONDS = {"seconds", "waiting_seconds", "server_seconds"}
 MEASURED = {"train_seconds", "server_seconds", "peak_rss_bytes"}
 MEASURED |= {"client_seconds_per_step", "server_seconds_per_step"}
@@ -116,7 +117,7 @@ def _count_calls(die_at: int = 0) -> list[str]:
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             frames = traceback.extract_stack()
-            chain = [f"{f.name}:{f.lineno}" for f in frames if "fellrec" in f.filename]
+            chain = [f.name for f in frames if "fellrec" in f.filename]
             places.append(" ".join([*chain, name]))
             if len(places) == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -152,7 +153,7 @@ def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
     places: list[str] = json.loads((folder / "places").read_text())
     numbers = {
         "all": range(1, len(places) + 1),
-        "sites": sorted({place: number for number, place in enumerate(places, 1)}.values()),
+        "sites": sorted({p: n for n, p in enumerate(places, 1) if p.endswith(LASTING)}.values()),
     }
     failures: dict[str, list[str]] = {}
     died = 0

@@ -40,10 +40,10 @@ CASES: dict[str, dict[str, object]] = {
     "no trunk": {**SMALL, "model.k_in": 2, "split.codec": "bf16"},
 }
 KILLS: dict[str, dict[str, Any]] = {
-    "sites": {"points": "sites", "moments": [0.05, 0.15]},
-    "fellrec": {"points": [40, 100, 101, 110], "moments": [0.1, 0.25]},
+    "sites": {"points": "sites", "moments": [0.2]},
+    "fellrec": {"points": [100, 110], "moments": [0.3]},
 }
-OTHER_KILLS = {"points": [25, 70, 90], "moments": [0.12]}
+OTHER_KILLS = {"points": [70, 90], "moments": []}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_killed_and_resumed_is_undisturbed(answers: dict[str, dict[str, Any]], c
     answer = answers[case]
     assert answer["failures"] == {}
     kills = KILLS.get(case, OTHER_KILLS)
-    least = 30 if kills["points"] == "sites" else len(kills["points"])
+    least = 25 if kills["points"] == "sites" else len(kills["points"])
     assert answer["died"] >= least  # else nothing was tested
 
 

@@ -1,0 +1,390 @@
+"""The commands as a person runs them: what they print, leave, refuse, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import fellrec
+from fellrec.cli import app
+from fellrec.config import recipes
+from tests.toys import Toys, build
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+FELLREC = [sys.executable, "-c", "from fellrec.cli import app; app(prog_name='fellrec')"]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    return build(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="module")
+def recipe(toys: Toys) -> Path:
+    path = toys.data.parent / "toys.toml"
+    path.write_text(toys.recipe().to_toml())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FELLREC_CACHE", str(toys.cache))
+    # Recipes of the tests ask for one thread; keep that from the tests that come after.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Path, toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return a finished run, and what training it printed into a pipe."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    command = [*FELLREC, "train", str(recipe), "--out", str(path)]
+    done = subprocess.run(command, env=toys.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return path, done.stdout
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(result: Result) -> str:
+    """Return the one line that a refused command printed on standard error."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+    return result.stderr.removeprefix("error: ").strip()
+
+
+def no_longer_there(folder: Path) -> bool:
+    """Return whether a folder has nothing in it, hidden or not."""
+    return not folder.exists() or not any(folder.iterdir())
+
+
+def test_training_into_a_pipe_prints_plain_lines(trained: tuple[Path, str]) -> None:
+    path, output = trained
+    assert not CONTROL.search(output)
+    lines = output.splitlines()
+    assert [line[:9] for line in lines if line.startswith("round ")] == ["round 1/2", "round 2/2"]
+    for line in lines:
+        if line.startswith("round "):
+            assert " -> " in line and "attention" in line and line.count("0.") >= 6
+            assert all(f"{name} " in line.partition("warmth")[2] for name in ("north", "south"))
+    summary = json.loads((path / "summary.json").read_text())
+    overall = next(line for line in lines if line.startswith("overall"))
+    assert f"{summary['overall']['ndcg@10']:.4f}" in overall.split()
+    for client in summary["clients"]:
+        row = next(line for line in lines if re.match(rf"{client['id']} .*0\.", line))
+        assert f"{client['recall@3']:.4f}" in row.split()
+
+
+def test_training_ends_with_users_of_different_clients(trained: tuple[Path, str]) -> None:
+    _, output = trained
+    users = re.findall(r"^(u\d+) \((\w+)\)", output, re.MULTILINE)
+    assert len(users) == 3 and {client for _, client in users} == {"north", "south", "east"}
+    assert output.count("held out: ") == 3 and output.count("rank ") == 3
+    # A hit is marked where, and only where, the rank is one of the five that are shown.
+    ranks = [int(rank) for rank in re.findall(r"rank (\d+) of 36", output)]
+    assert output.count("a hit") == sum(rank <= 5 for rank in ranks)
+
+
+def test_the_command_that_training_suggests_works(trained: tuple[Path, str]) -> None:
+    words = shlex.split(trained[1].rpartition("go on: ")[2])
+    result = call(*words[1:], "-k", 3)
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == ["1", "2", "3"]
+    assert words[-1] not in result.stdout  # what is in the history is never recommended
+
+
+def test_json_leaves_standard_output_to_the_summary(recipe: Path, tmp_path: Path) -> None:
+    result = call("train", recipe, "--set", "train.rounds=1", "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0
+    assert result.stdout == (tmp_path / "run" / "summary.json").read_text()
+    assert json.loads(result.stdout)["rounds"] == 1
+    assert "round 1/1" in result.stderr and not CONTROL.search(result.stderr)
+
+
+def test_a_run_goes_by_default_into_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("train", recipe, "--set", "train.rounds=1", "--set", "name=mine").exit_code == 0
+    assert (tmp_path / "runs" / "mine" / "summary.json").is_file()
+
+
+def test_evaluate_finds_the_scores_of_the_summary(trained: tuple[Path, str]) -> None:
+    path, output = trained
+    result = call("evaluate", path)
+    assert result.exit_code == 0
+    assert "the same as in summary.json" in result.stdout
+    start = output.index("test scores")
+    table = output[start : output.index("balance", start)].split()
+    assert result.stdout[result.stdout.index("test scores") :].split()[: len(table)] == table
+
+
+def test_evaluate_says_which_score_differs(trained: tuple[Path, str], tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path)
+    summary = json.loads((path / "summary.json").read_text())
+    summary["clients"][1]["ndcg@10"] = 0.5
+    (path / "summary.json").write_text(json.dumps(summary))
+    name = summary["clients"][1]["id"]
+    lines = call("evaluate", path).stdout.splitlines()
+    assert [line for line in lines if "summary.json" in line] == [lines[-1]]
+    assert lines[-1].startswith(f"{name}: ndcg@10 is ")
+    assert lines[-1].endswith("summary.json says 0.500000")
+    found = json.loads(call("evaluate", path, "--json").stdout)
+    assert found["differences"] == [lines[-1]]
+    assert found["overall"] == summary["overall"]
+
+
+def test_recommend_for_a_user_and_for_a_history(trained: tuple[Path, str]) -> None:
+    run = ("recommend", trained[0], "--client", "north", "--json", "-k", 4)
+    for words in (("--user", "u0"), ("--history", "space story 0", "--history", "love story 1")):
+        ranked = json.loads(call(*run, *words).stdout)
+        assert [entry["rank"] for entry in ranked] == [1, 2, 3, 4]
+        scores = [entry["score"] for entry in ranked]
+        assert scores == sorted(scores, reverse=True)
+        assert all(set(entry) == {"rank", "item", "title", "score"} for entry in ranked)
+        assert not {"space story 0", "love story 1"} & {entry["title"] for entry in ranked}
+
+
+def test_export_writes_an_adapter(trained: tuple[Path, str], tmp_path: Path) -> None:
+    result = call("export", trained[0], "--client", "south", "--out", tmp_path / "new" / "adapter")
+    assert result.exit_code == 0 and str(tmp_path / "new" / "adapter") in result.stdout
+    assert (tmp_path / "new" / "adapter" / "adapter_model.safetensors").is_file()
+    assert "exists already" in refused(
+        call("export", trained[0], "--client", "south", "--out", tmp_path / "new" / "adapter")
+    )
+
+
+def write_tables(folder: Path) -> list[object]:
+    (folder / "log.csv").write_text("who,what,when\na,x,1\na,y,2\nb,x,3\n")
+    (folder / "things.csv").write_text("what,name,kind\nx,One,k\ny,Two,k\n")
+    files = ["--interactions", folder / "log.csv", "--items", folder / "things.csv"]
+    columns = ["--user", "who", "--item", "what", "--time", "when", "--title", "name"]
+    return ["data", "import", *files, *columns]
+
+
+def test_import_writes_what_a_recipe_can_name(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "shop"
+    result = call(*write_tables(tmp_path), "--attribute", "kind", "--out", out)
+    assert result.exit_code == 0
+    assert "2 users, 2 items, 3 interactions" in result.stdout
+    assert f"--set data.source={out}" in result.stdout
+    dataset = fellrec.load_dataset(out)
+    assert dataset.users == ("a", "b") and dataset.catalogue.attributes["kind"] == ("k", "k")
+    assert "exists already" in refused(call(*write_tables(tmp_path), "--out", out))
+
+
+def test_a_refused_import_leaves_nothing(tmp_path: Path) -> None:
+    words = write_tables(tmp_path)
+    (tmp_path / "log.csv").write_text("who,what,when\na,x,1\na,unknown,2\n")
+    before = set(tmp_path.iterdir())
+    assert "line 3" in refused(call(*words, "--out", tmp_path / "new" / "shop"))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_lists(toys: Toys) -> None:
+    listed = call("data", "list").stdout
+    assert all(name in listed for name in ("ml-100k", "minilm", "91.6 MB", "GroupLens", "https://"))
+    assert re.search(r"ml-100k +data set +2\.1 MB +no", listed)
+    shown = call("recipes").stdout
+    assert all(re.search(rf"^{name} +\w", shown, re.MULTILINE) for name in recipes())
+    assert call("--version").stdout == f"fellrec {fellrec.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["train.round=2"], "train.round: unknown key; did you mean train.rounds?"),
+        (["train.rounds=x"], "train.rounds: must be a whole number"),
+        (["oops"], "section.key=value"),
+        (["model.k_in=2", "model.k_out=2"], "need 4 blocks, the base has 3"),
+        (["clients.partition=random", "clients.count=99"], "99 clients for 27 users"),
+        (["clients.column=age"], "no user column 'age'"),
+        (["data.source=nowhere"], "no data set 'nowhere'"),
+        (["model.base=nowhere"], "no model 'nowhere'"),
+        (["model.recommender=oracle"], "oracle"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_one_line_and_leaves_nothing(
+    recipe: Path, tmp_path: Path, changes: list[str], said: str
+) -> None:
+    sets = [word for change in changes for word in ("--set", change)]
+    assert said in refused(call("train", recipe, *sets, "--out", tmp_path / "run"))
+    assert no_longer_there(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{}"),
+        ("config.json", '{"model_type": "gpt2"}'),
+        ("model.safetensors", "short"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"version": "1.0"}'),
+    ],
+)
+def test_a_damaged_model_is_one_line_and_leaves_nothing(
+    recipe: Path, toys: Toys, tmp_path: Path, file: str, content: str
+) -> None:
+    shutil.copytree(toys.encoder, tmp_path / "encoder")
+    (tmp_path / "encoder" / file).write_text(content)
+    changes = ("--set", f"model.item_encoder={tmp_path / 'encoder'}")
+    line = refused(call("train", recipe, *changes, "--out", tmp_path / "runs" / "run"))
+    assert "encoder" in line or "gpt2" in line
+    assert no_longer_there(tmp_path / "runs")
+
+
+def test_a_damaged_cache_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache" / "datasets" / "ml-100k"
+    folder.mkdir(parents=True)
+    for ending in ("inter", "item", "user"):
+        (folder / f"ml-100k.{ending}").write_text("not it\n")
+    monkeypatch.setenv("FELLREC_CACHE", str(tmp_path / "cache"))
+    line = refused(call("train", "smoke", "--out", tmp_path / "runs" / "run"))
+    assert "ml-100k.inter" in line and "damaged" in line
+    assert no_longer_there(tmp_path / "runs")
+
+
+@pytest.mark.integration
+def test_no_network_and_no_cache_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    # A proxy that nothing listens at, and a pip that may look into an empty folder only.
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    cache = {"FELLREC_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*FELLREC, "train", "smoke", "--out", str(tmp_path / "runs" / "run")],
+        env={**os.environ, **proxies, **pip, **cache, "no_proxy": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ml-100k: no source could be used: ")
+    assert done.stderr.count("\n") == 1
+    assert no_longer_there(tmp_path / "runs")
+    assert no_longer_there(tmp_path / "cache" / "datasets")
+
+
+def test_run_folders_that_cannot_be_used(
+    recipe: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    path = trained[0]
+    before = (path / "summary.json").read_bytes()
+    assert "exists already" in refused(call("train", recipe, "--out", path))
+    assert (path / "summary.json").read_bytes() == before
+    changed = ("--set", "train.rounds=3", "--out", path, "--resume")
+    assert "train.rounds differs" in refused(call("train", recipe, *changed))
+    assert "no run to resume" in refused(call("train", recipe, "--out", tmp_path / "a", "--resume"))
+    assert not (tmp_path / "a").exists()
+    assert "not a run directory" in refused(call("evaluate", tmp_path))
+    shutil.copytree(path, tmp_path / "run")
+    (tmp_path / "run" / "clients" / "north" / "best_adapter.safetensors").write_text("short")
+    assert "best_adapter.safetensors" in refused(call("evaluate", tmp_path / "run"))
+    out = ("--client", "north", "--out", tmp_path / "new" / "adapter")
+    assert "best_adapter.safetensors" in refused(call("export", tmp_path / "run", *out))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "run" / "summary.json").unlink()
+    assert "not finished" in refused(call("evaluate", tmp_path / "run"))
+
+
+def test_recommend_refuses_what_it_does_not_know(trained: tuple[Path, str]) -> None:
+    run = ("recommend", trained[0], "--client", "north")
+    assert "'space story 0'" in refused(call(*run, "--history", "space story zero"))
+    assert "no user 'u1'" in refused(call(*run, "--user", "u1"))  # who is another client's
+    assert "north" in refused(call("recommend", trained[0], "--client", "west", "--user", "u0"))
+    assert "either" in refused(call(*run))
+    assert "either" in refused(call(*run, "--user", "u0", "--history", "space story 0"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train"], ["nosuch"], ["train", "smoke", "--nosuch"], ["recommend", "r", "--user", "u"]],
+)
+def test_wrong_usage_ends_with_2(words: list[str]) -> None:
+    assert call(*words).exit_code == 2
+
+
+@pytest.mark.integration
+def test_an_interrupted_run_says_how_it_goes_on(recipe: Path, toys: Toys, tmp_path: Path) -> None:
+    path = tmp_path / "a run"  # the command has to quote this
+    command = [*FELLREC, "train", str(recipe), "--set", "train.rounds=12", "--out", str(path)]
+    process = subprocess.Popen(
+        command,
+        env=toys.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run that a shell put into the background would hand its deafness on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("round 1/"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    said = process.stderr.read()
+    assert process.wait() == 130
+    assert said.count("\n") == 1 and said.startswith("interrupted; go on with: fellrec train ")
+    words = shlex.split(said.partition("go on with: ")[2])
+    result = call(*words[1:])
+    assert result.exit_code == 0
+    assert "round 1/12" not in result.stdout and "round 12/12" in result.stdout
+    assert json.loads((path / "summary.json").read_text())["rounds"] == 12
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_training_in_a_terminal_draws_bars_that_fit(
+    recipe: Path, toys: Toys, tmp_path: Path
+) -> None:
+    main, terminal = os.openpty()
+    size = {"COLUMNS": "80", "LINES": "50", "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [*FELLREC, "train", str(recipe), "--out", str(tmp_path / "run")],
+        env={**toys.environment(), **size},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(main, 65536):
+            shown += chunk
+    except OSError:  # Linux says so when the other end is closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "━" in text and "elapsed" in text and "north training" in text
+    assert "overall" in text and "held out" in text
+    # The command to copy is on one line whatever the width.
+    lines = [line for line in re.split(r"[\r\n]+", text) if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 80
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = "torch transformers peft pandas pyarrow sklearn scipy numpy pydantic".split()
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom fellrec.cli import app\n"
+        "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
