@@ -21,7 +21,7 @@ def rendered(renderable: object, width: int = 80) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=width, markup=False, highlight=False, emoji=False)
     console.print(renderable)
-    return file.getvalue().splitlines()
+    return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 def record(
@@ -145,7 +145,7 @@ def test_a_hit_is_marked_at_its_place_only() -> None:
     ranked = tuple(Recommendation(str(i), f"title {i}", 1.0) for i in range(3))
     sample = Sample("c0", "u", ("one",), ranked, (HeldOut("title 1", 2),))
     lines = rendered(show.sample_table([sample], 30), 120)
-    assert [line for line in lines if "a hit" in line] == [lines[3]] and "2 title 1" in lines[3]
+    assert [line for line in lines if "<- hit" in line] == [lines[3]] and "2 title 1" in lines[3]
     assert any("held out: title 1" in line and "rank 2 of 30" in line for line in lines)
 
 

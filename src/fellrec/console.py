@@ -180,7 +180,7 @@ def sample_table(samples: Sequence[Sample], items: int) -> Table:
             if row < len(sample.recommended):
                 entry = sample.recommended[row]
                 hit = sample.hit(entry)
-                text = f"{row + 1} {plain(entry.title)}{' <- held out: a hit' if hit else ''}"
+                text = f"{row + 1} {plain(entry.title)}{' <- hit' if hit else ''}"
                 next_ = Text(text, style="bold green" if hit else "")
             table.add_row("" if row else label, past, next_)
         for target in sample.held_out[:_SHOWN_TARGETS]:

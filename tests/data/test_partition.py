@@ -42,7 +42,7 @@ def test_kmeans_finds_users_of_one_taste() -> None:
 
 @pytest.mark.parametrize("how", ["kmeans", "dirichlet", "random", "user", "column"])
 def test_partitioning_leaves_the_order_of_histories_alone(how: str) -> None:
-    """A sparse matrix that shares a history's memory sorts it in place; order is what is learned."""
+    """A sparse matrix that shares a history's memory sorts it in place, and order is learned."""
     split = tastes()
     before = split.train.values.copy()
     cut(split, how, 4, column="shop")

@@ -25,8 +25,8 @@ class Ragged:
     """Rows of different lengths in two arrays (the CSR layout).
 
     Attributes:
-        offsets: (n + 1,) int64, read-only like the values; row i is `values[offsets[i]:offsets[i + 1]]`.
-        values: (m,) int32, all rows one after the other.
+        offsets: (n + 1,) int64; row i is `values[offsets[i]:offsets[i + 1]]`.
+        values: (m,) int32, all rows one after the other. Both arrays are read-only.
 
     Raises:
         ValueError: the offsets do not describe the values.

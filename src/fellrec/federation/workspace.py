@@ -22,6 +22,7 @@ from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
 from fellrec.federation.client import Client, ClientSettings
 from fellrec.models.adapters import LoraSettings, adapter, attach
+from fellrec.models.dropout import KeyedDropout
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import OptimiserSettings
 from fellrec.models.recommender import Kind, NoTrunk, Recommender, Trunk
@@ -201,11 +202,14 @@ class Workspace:
 
 
 def held(modules: list[nn.Module]) -> tuple[int, int]:
-    """Count parameters and bytes of all tensors that modules hold, shared storage once."""
+    """Count parameters and bytes of all tensors that modules hold, shared storage once.
+
+    The tables of dropout modules are no part of a model.
+    """
     seen: dict[int, Tensor] = {}
-    for module in modules:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
+    for part in (part for module in modules for part in module.modules()):
+        for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
+            if tensor.is_floating_point() and not isinstance(part, KeyedDropout):
                 seen[tensor.data_ptr() or id(tensor)] = tensor
     tensors = list(seen.values())
     return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
