@@ -48,6 +48,8 @@ class Rows:
         for name, tensor in tensors.items():
             if tensor.shape != self.shapes[name]:
                 raise RunError(f"the update's {name} has shape {tuple(tensor.shape)}")
+            if tensor.dtype != torch.float32:
+                raise RunError(f"the update's {name} is {tensor.dtype}, not float32")
             self._write(client, self.spans[name][0], tensor.detach())
 
     def read_row(self, client: int) -> dict[str, Tensor]:

@@ -177,8 +177,11 @@ class Simulation:
         return collected
 
     def _leave_out(self, name: str, error: FellrecError, collected: _Collected) -> None:
-        collected.failed[name] = str(error)
-        self.observer.note(f"{error}; the client keeps the model it had")
+        reason = str(error)
+        if isinstance(error, WireError):  # the wire refuses what is not finite, and knows no more
+            reason = f"client {name}: {error}; if it diverged, lower train.learning_rate"
+        collected.failed[name] = reason
+        self.observer.note(f"{reason}; the client keeps the model it had")
 
     @staticmethod
     def _stop(t: int, collected: _Collected) -> NoReturn:

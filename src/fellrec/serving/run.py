@@ -90,18 +90,28 @@ class RunClient:
         """Rank the catalogue for a history of titles (oldest first), or for one of its users.
 
         A user's history is all that the data set has of it. What is in the history is never
-        recommended; fewer than k items come back where the catalogue has no more.
+        recommended, nor is another item of a title given; fewer than k items come back where the
+        catalogue has no more.
 
         Raises ConfigError unless there is exactly one of `history` and `user`, DataError for a
         title or a user that is not known (with the nearest ones).
         """
         if (history is None) == (user is None):
             raise ConfigError("give a history or a user, and not both")
-        items = self.items_of(user) if user is not None else self._items(history or ())
-        return self.recommend_items(items, k=k)
+        if user is not None:
+            return self.recommend_items(self.items_of(user), k=k)
+        found = [self.run.shares.dataset.catalogue.find(title) for title in history or ()]
+        # Of several items with one title the first is read; none of them is news.
+        hidden = [item for items in found for item in items]
+        return self.recommend_items([items[0] for items in found], k=k, hidden=hidden)
 
-    def recommend_items(self, items: Sequence[int], *, k: int = 10) -> list[Recommendation]:
-        """Rank the catalogue for a history of item indices, oldest first."""
+    def recommend_items(
+        self, items: Sequence[int], *, k: int = 10, hidden: Sequence[int] = ()
+    ) -> list[Recommendation]:
+        """Rank the catalogue for a history of item indices, oldest first.
+
+        Neither these nor the items of `hidden` come back.
+        """
         catalogue = self.run.shares.dataset.catalogue
         if k < 1:
             raise ConfigError(f"k = {k}: ask for at least one recommendation")
@@ -114,7 +124,8 @@ class RunClient:
             batch = next(self.client.recommender.serving_batches(row, 1))
             scores = score(self.client.recommender, self.client.trunk, batch)
         values = scores[0].clone()
-        ranked = rank_scores(scores, row, min(k, len(catalogue)))[0]
+        known = Ragged.from_rows([np.asarray([*items, *hidden], dtype=np.int32)])
+        ranked = rank_scores(scores, known, min(k, len(catalogue)))[0]
         return [
             Recommendation(catalogue.ids[i], catalogue.titles[i], float(values[i]))
             for i in ranked.tolist()
@@ -134,10 +145,6 @@ class RunClient:
         """Score the client's best model on its test targets: metric -> (users,) float64."""
         with turn(self.run.workspace, self.client, 0, self.model):
             return self.client.evaluate("test")
-
-    def _items(self, titles: Sequence[str]) -> list[int]:
-        """Find items by title; of several with one title, the first."""
-        return [self.run.shares.dataset.catalogue.find(title)[0] for title in titles]
 
 
 def load_run(path: str | Path) -> Run:

@@ -1,0 +1,54 @@
+"""Where a model is cut changes nothing that is learned (METHOD section 2: split equals whole)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fellrec.federation.files import read_tensors
+from fellrec.federation.runs import train
+from tests.federation.crashes import metrics
+from tests.toys import SHOPS, Toys
+
+
+def union(run: Path, client: str) -> dict[str, Tensor]:
+    here = read_tensors(run / "clients" / client / "last_adapter.safetensors")
+    there = read_tensors(run / "server" / client / "last_adapter.safetensors")
+    assert not here.keys() & there.keys()
+    return here | there
+
+
+@pytest.mark.parametrize("base", ["bert", "llama"])
+@pytest.mark.parametrize("cut", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_cut_equals_whole(toys: Toys, runs: Path, base: str, cut: tuple[int, int]) -> None:
+    shared = {
+        "model.base": str(getattr(toys, base)),
+        "train.micro_batches": 2,
+        "balance.merge": "product",
+    }
+    whole = train(toys.recipe({**shared, "model.k_in": 3, "model.k_out": 0}), runs / "whole")
+    parted = {**shared, "model.k_in": cut[0], "model.k_out": cut[1]}
+    split = train(toys.recipe(parted), runs / "split")
+    assert whole.summary["cost"]["server_parameters"] == 0
+    assert split.summary["cost"]["server_blocks"] == 3 - sum(cut)
+    for client in SHOPS:
+        first, second = union(whole.path, client), union(split.path, client)
+        assert first.keys() == second.keys()
+        for name in first:
+            # The clipping norm is summed in another order, which may cost a last bit.
+            torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+    for one, other in zip(metrics(whole.path), metrics(split.path), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        assert one["valid"] == other["valid"] and one["weights"] == other["weights"]
+    assert whole.summary["overall"] == split.summary["overall"]
+
+
+def test_a_whole_model_sends_no_activations(toys: Toys, runs: Path) -> None:
+    overrides = {"model.k_in": 3, "model.k_out": 0, "balance.strategy": "local"}
+    done = train(toys.recipe(overrides), runs / "run")
+    # per round a loss, a count and a score, then four test scores, for each of three clients
+    assert done.summary["cost"]["bytes_up"] == 3 * 8 * (2 * 3 + 4)
+    assert done.summary["cost"]["bytes_down"] == 0
