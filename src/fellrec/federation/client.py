@@ -101,9 +101,13 @@ class Client:
         """The tensors that never leave."""
         return self.recommender.parameters_of(Kind.PRIVATE)
 
-    def moments(self) -> Mapping[str, Tensor]:
-        """The optimiser's state after training."""
-        return self._moments
+    def release(self) -> Mapping[str, Tensor]:
+        """Hand over the optimiser's state after training, and keep nothing of it.
+
+        Many clients wait for their turn in one process: what each would keep adds up.
+        """
+        moments, self._moments = self._moments, {}
+        return moments
 
     def train(self, round: int, progress: Progress = lambda done, total, loss: None) -> TrainReport:
         """Run the local epochs of a round.

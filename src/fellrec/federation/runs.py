@@ -20,7 +20,7 @@ from fellrec.federation.observer import Observer
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.summary import summarise
 from fellrec.federation.turns import publish_start
-from fellrec.federation.workspace import Shares, Workspace, share_data
+from fellrec.federation.workspace import Workspace, share_data
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,3 @@ def _difference(stored: RunConfig, given: RunConfig) -> str:
         elif value != other and key != "name":
             return key
     return ""
-
-
-__all__ = ["RunResult", "Shares", "finished", "train", "write_scores"]

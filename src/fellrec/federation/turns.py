@@ -78,6 +78,7 @@ def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -
     try:
         yield it
     except BaseException:
+        client.release()
         if server is not None:
             server.drop(client.name)
         raise
@@ -89,7 +90,7 @@ def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -
         {name: p.detach().clone() for name, p in client.exchanged().items()},
         {name: p.detach().clone() for name, p in client.private().items()},
         trunk,
-        client.moments(),
+        client.release(),
         trunk_moments,
     )
 
