@@ -188,3 +188,20 @@ def test_local_training_exchanges_nothing(toys: Toys, runs: Path) -> None:
     done = train(toys.recipe({"balance.strategy": "local"}), runs / "run")
     kinds = {row.kind for row in Ledger.read(done.path / "ledger.csv").rows()}
     assert kinds == {"activation", "gradient", "layout", "scalar", "metrics"}
+
+
+@pytest.mark.parametrize("merge", ["factors", "product"])
+def test_optimisers_go_on_where_they_stopped(toys: Toys, runs: Path, merge: str) -> None:
+    """Steps add up over rounds; M4 begins the moments of re-factored tensors anew (METHOD M4)."""
+    run = train(toys.recipe({"balance.merge": merge}), runs / "run").path
+    steps_a_round = 3  # 9 users in batches of 4
+    for side, tensor in (("clients", "projection"), ("server", "")):
+        moments = read_tensors(run / "rounds/2" / side / "north" / "optimiser.safetensors")
+        steps = {n.removeprefix("step/"): int(v) for n, v in moments.items() if "step/" in n}
+        factors = {name for name in steps if ".lora_" in name}
+        if merge == "product":
+            assert factors == set()  # reset, and nobody has trained since
+        else:
+            assert factors and {steps[name] for name in factors} == {2 * steps_a_round}
+        if tensor:
+            assert steps[tensor] == 2 * steps_a_round
