@@ -178,11 +178,11 @@ def test_summary(toys: Toys, runs: Path) -> None:
         assert summary["overall"][metric] == pytest.approx(np.average(each, weights=users))
     valid = np.average([client["valid"] for client in clients], weights=users)
     assert summary["valid"]["ndcg@10"] == pytest.approx(valid)
-    each = np.array([client["ndcg@10"] for client in clients])
+    scores = np.array([client["ndcg@10"] for client in clients])
     balance = summary["balance"]
-    assert balance["mean"] == pytest.approx(each.mean())
-    assert balance["std"] == pytest.approx(each.std())
-    assert balance["relative_gap"] == pytest.approx((each.max() - each.min()) / each.max())
+    assert balance["mean"] == pytest.approx(scores.mean())
+    assert balance["std"] == pytest.approx(scores.std())
+    assert balance["relative_gap"] == pytest.approx((scores.max() - scores.min()) / scores.max())
 
     cost = summary["cost"]
     positions, norm = 64 * WIDTH + 2 * WIDTH, 2 * WIDTH  # with token types: 2 rows

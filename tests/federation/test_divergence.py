@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ class Records(Observer):
             raise KeyboardInterrupt
 
 
-def interrupted(toys: Toys, path: Path, overrides: dict[str, object]) -> Path:
+def interrupted(toys: Toys, path: Path, overrides: Mapping[str, object]) -> Path:
     """Return a run that was stopped after its first round."""
     with pytest.raises(KeyboardInterrupt):
         train(toys.recipe(overrides), path, observer=Records(stop_after=1))
