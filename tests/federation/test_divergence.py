@@ -15,6 +15,10 @@ from fellrec.errors import TrainingError
 from fellrec.federation.files import read_tensors, write_tensors
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.runs import train
+from fellrec.federation.turns import ClientModel, turn
+from fellrec.federation.workspace import Workspace, share_data
+from fellrec.models.recommender import Kind
+from fellrec.split.wire import Frame, FrameKind, encode_frame
 from tests.toys import Toys
 
 NAN, HUGE = float("nan"), 1e38
@@ -76,32 +80,38 @@ def test_a_spoilt_client_is_left_out(toys: Toys, runs: Path, spoilt: str, strate
     overrides = {"balance.strategy": strategy, "model.item_residual": "local"}
     path = interrupted(toys, runs / "run", overrides)
     side, file, name, value = SPOILT[spoilt]
-    spoil(path / "rounds/1" / side / "south" / f"{file}.safetensors", name, value)
+    spoil(path / "rounds/1" / side / "north" / f"{file}.safetensors", name, value)
     watch = Records()
     done = train(toys.recipe(overrides), path, resume=True, observer=watch)
     (record,) = watch.records
-    assert list(record.failed) == ["south"]
-    assert any("south" in note for note in watch.notes)
-    assert math.isfinite(record.valid["north"]) and math.isfinite(record.valid["east"])
+    assert list(record.failed) == ["north"]
+    assert any("north" in note for note in watch.notes)
+    assert math.isfinite(record.valid["south"]) and math.isfinite(record.valid["east"])
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["client"] for line in lines if "failed" in line] == ["south"]
-    for client in ("north", "east"):
+    assert [line["client"] for line in lines if "failed" in line] == ["north"]
+    for client in ("south", "east"):
         assert all(torch.isfinite(value).all() for value in last(path, client).values())
     # The best model, from before it was spoilt, is still there and served.
-    (entry,) = [c for c in done.summary["clients"] if c["id"] == "south"]
+    (entry,) = [c for c in done.summary["clients"] if c["id"] == "north"]
     assert entry["best_round"] == 1 and entry["ndcg@10"] is not None
 
 
 def test_who_fails_leaves_no_trace_in_others(toys: Toys, runs: Path) -> None:
-    """Under local training others end bit for bit as without the failure, gradients included."""
+    """Under local training others end bit for bit as without the failure.
+
+    The first client of the round breaks off when its gradients are there and the step is not: its
+    loss is finite, the square of its gradients' norm is not.
+    """
     overrides = {"balance.strategy": "local", "train.micro_batches": 2}
     calm = train(toys.recipe(overrides), runs / "calm").path
     path = interrupted(toys, runs / "run", overrides)
-    spoil(path / "rounds/1/clients/south/adapter.safetensors", "scale", HUGE)
+    spoil(path / "rounds/1/clients/east/adapter.safetensors", "scale", 1e36)
     watch = Records()
     train(toys.recipe(overrides), path, resume=True, observer=watch)
-    assert list(watch.records[0].failed) == ["south"]
-    for client in ("north", "east"):
+    (record,) = watch.records
+    assert "its scalar is inf" in record.failed["east"]
+    assert list(record.reports) == ["north", "south"]
+    for client in ("north", "south"):
         calm_model, model = last(calm, client), last(path, client)
         assert all(torch.equal(calm_model[name], model[name]) for name in calm_model)
 
@@ -135,14 +145,46 @@ def test_all_failing_is_an_error(
     assert not (runs / "run/rounds/current").exists()
 
 
+@pytest.mark.parametrize("k_in", [1, 2], ids=["cut", "whole"])
+@pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("strategy", ["local", "fellrec"])
-def test_diverging_in_the_very_last_step_is_noticed(toys: Toys, runs: Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("rate", "decay"), [(3e38, 10.0), (1e30, 0.0)], ids=["not finite", "finite, but huge"]
+)
+def test_diverging_in_the_very_last_step_is_noticed(
+    toys: Toys, runs: Path, strategy: str, before: bool, k_in: int, rate: float, decay: float
+) -> None:
     """One step a round: no later loss could show it."""
     wild = {
         "balance.strategy": strategy,
+        "model.k_in": k_in,
         "train.batch_size": 64,
-        "train.learning_rate": 3e38,
-        "train.weight_decay": 10.0,
+        "train.learning_rate": rate,
+        "train.weight_decay": decay,
+        "evaluation.before_mixing": before,
     }
     with pytest.raises(TrainingError, match="no client completed round 0"):
         train(toys.recipe(wild), runs / "run")
+
+
+def test_a_turn_that_breaks_off_leaves_nothing(toys: Toys) -> None:
+    config = toys.recipe()
+    shares = share_data(config)
+    workspace = Workspace(config, shares.dataset)
+    client = workspace.client("east", shares.of(0))
+    start = ClientModel(workspace.initial(Kind.LORA, Kind.DENSE), {}, workspace.initial_trunk())
+    with turn(workspace, client, 0, start) as it:
+        client.train(0)
+        with pytest.raises(RuntimeError, match="not over"):
+            it.finished()
+    trained = it.finished()
+    assert trained.moments and trained.trunk_moments
+    assert client.release() == {}
+    with pytest.raises(KeyboardInterrupt), turn(workspace, client, 1, trained):
+        client.train(1)
+        raise KeyboardInterrupt
+    assert client.release() == {}
+    assert workspace.server is not None
+    assert b"no open session" in workspace.server.handle(
+        encode_frame(Frame(FrameKind.NORM, "east", 1, 0, scalar=0.0))
+    )
