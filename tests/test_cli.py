@@ -10,25 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 import fellrec
 from fellrec.cli import app
 from fellrec.config import recipes
-from tests.toys import Toys, build
+from tests.toys import Toys
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 FELLREC = [sys.executable, "-c", "from fellrec.cli import app; app(prog_name='fellrec')"]
 
 
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
-    return build(tmp_path_factory.mktemp("toys"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +32,6 @@ def recipe(toys: Toys) -> Path:
     path = toys.data.parent / "toys.toml"
     path.write_text(toys.recipe().to_toml())
     return path
-
-
-@pytest.fixture(autouse=True)
-def own_cache(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep the person's cache out of it, and the number of threads as it was."""
-    monkeypatch.setenv("FELLREC_CACHE", str(toys.cache))
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

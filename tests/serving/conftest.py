@@ -1,48 +1,10 @@
-"""What the tests of whole small runs share."""
+"""Every test here runs in a cache of its own."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-import torch
-
-from fellrec.federation.runs import train
-from tests.toys import Toys, build
-
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
-    """The data and models, written once."""
-    return build(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture(autouse=True)
-def own_cache(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep the person's cache out of it, and the number of threads as it was."""
-    monkeypatch.setenv("FELLREC_CACHE", str(toys.cache))
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a finished run of the plain recipe; copy it before you change it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FELLREC_CACHE", str(toys.cache))
-        return train(toys.recipe(), tmp_path_factory.mktemp("runs") / "run").path
-
-
-@pytest.fixture
-def finished_run(undisturbed: Path, tmp_path: Path) -> Path:
-    """Return a copy of a finished run that a test may damage."""
-    return Path(shutil.copytree(undisturbed, tmp_path / "run"))
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Return a folder for runs."""
-    return tmp_path
+def use_own_cache(own_cache: None) -> None:
+    """Take the shared fixture for all tests of this folder."""
