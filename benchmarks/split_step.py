@@ -33,7 +33,7 @@ from fellrec.models.adapters import LoraSettings, attach
 from fellrec.models.dropout import StepKey, key_dropouts
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
-from fellrec.models.recommender import Batch, training_loss
+from fellrec.models.recommender import Batch
 from fellrec.models.stages import Role, Stage, load_config, load_stage
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
@@ -80,7 +80,7 @@ def split_step() -> tuple[Step, Batch, RemoteTrunk]:
         nonlocal step
         for key in (recommender.head.key, recommender.tail.key, remote.key):
             key.step = step
-        loss = training_loss(recommender, remote, batch, len(batch.targets))
+        loss = recommender.loss(remote, batch) / len(batch.targets)
         loss.backward()
         norm = optimiser.squared_norm()
         optimiser.step(norm + remote.end_step(norm))

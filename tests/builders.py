@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -154,6 +155,12 @@ class LocalTrunk(Trunk):
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         output: Tensor = self.stage(hidden, layout)
         return output
+
+    def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
+        return self.stage.prefill(hidden, layout)
+
+    def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
+        return self.stage.extend(hidden, beams)
 
     def end_step(self, squared_norm: float) -> float:
         return 0.0

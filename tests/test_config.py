@@ -99,10 +99,10 @@ def test_configurations_do_not_change() -> None:
     [
         (
             "[train]\nrounds = 'x'",
-            "train.rounds: must be a whole number of at least 1, got 'x' (my.toml)",
+            "train.rounds: must be a whole number of at least 0, got 'x' (my.toml)",
         ),
-        ("[train]\nrounds = 2.0", "train.rounds: must be a whole number of at least 1, got 2.0"),
-        ("[train]\nrounds = true", "train.rounds: must be a whole number of at least 1, got True"),
+        ("[train]\nrounds = 2.0", "train.rounds: must be a whole number of at least 0, got 2.0"),
+        ("[train]\nrounds = true", "train.rounds: must be a whole number of at least 0, got True"),
         ("[train]\nlearning_rate = 0", "train.learning_rate: must be a number above 0, got 0"),
         ("[train]\nclip = nan", "train.clip: must be a number of at least 0, got nan"),
         ("[lora]\ndropout = 1.0", "must be a number of at least 0 and below 1, got 1.0"),

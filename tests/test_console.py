@@ -35,7 +35,7 @@ def record(
     return RoundRecord(
         round=2,
         reports={
-            name: TrainReport(loss, 10 * (i + 1), 1, 1.0, 0.5)
+            name: TrainReport(loss, 10 * (i + 1), 40, 1, 1.0, 0.5)
             for i, (name, loss) in enumerate(losses.items())
         },
         warmth={name: i / 10 for i, name in enumerate(losses)},

@@ -82,10 +82,10 @@ class ClientsConfig(Section):
 class ModelConfig(Section):
     """The recommender, its base models, and where it is cut."""
 
-    recommender: Text = "hllm"
-    """Kind of recommender."""
+    recommender: Literal["hllm", "bigrec", "recformer"] = "hllm"
+    """One vector per item; a language model that writes titles; an encoder of items' texts."""
     base: Text = "minilm"
-    """Base model: a known name, or the path of a folder with one."""
+    """Base model: a known name, or the path of a folder with one. "smollm2" for bigrec."""
     item_encoder: Text = "minilm"
     """Model that turns an item's text into a vector."""
     k_in: Natural = 1
@@ -93,13 +93,50 @@ class ModelConfig(Section):
     k_out: Natural = 1
     """Last blocks that stay with the client (tail)."""
     history: Count = 50
-    """Most recent interactions of a user that the model reads."""
+    """Most recent interactions of a user that the model reads. 10 for bigrec."""
     item_residual: Literal["shared", "local", "none"] = "shared"
     """Learned part of each item's vector: exchanged, kept by each client, or left out."""
     scale_init: Positive = 10.0
     """What the learned factor of the cosine scores starts at."""
     dropout: Probability = 0.1
     """Probability with which hidden values are dropped in training."""
+
+
+class BigrecConfig(Section):
+    """What the recommender "bigrec" reads, learns and writes."""
+
+    thing: str = ""
+    """What an item is called in the prompt, such as "movie"; empty: by the data set."""
+    verb: str = ""
+    """What users have done with it, such as "watched"; empty: by the data set."""
+    title_tokens: Count = 24
+    """Longer titles are cut to this many tokens."""
+    max_tokens: Count = 512
+    """Most tokens of a prompt with its response; the oldest titles are left out to fit."""
+    loss_on: Literal["response", "prompt+response"] = "response"
+    """Which tokens are learned; the reference code learns those of the prompt as well."""
+    decode: Literal["ground", "trie", "retrieve"] = "trie"
+    """Write freely and take the nearest titles; write titles of the catalogue only; or write
+    nothing and take the titles nearest to the prompt."""
+    beams: Count = 4
+    """Titles that are written side by side."""
+    prompts: Count = 8
+    """Prompts that are answered at a time."""
+    popularity: Tuple[NotNegative] = (0.0,)
+    """Strengths of the popularity reweighting among which the validation score chooses."""
+
+
+class RecformerConfig(Section):
+    """How the recommender "recformer" reads items and compares them."""
+
+    item_tokens: Count = 32
+    """An item's longer texts are cut to this many tokens."""
+    max_tokens: Count = 512
+    """Most tokens of a history; the oldest whole items are left out to fit."""
+    temperature: Positive = 0.05
+    """What cosines are divided by."""
+    fixed_after: Natural = 0
+    """Rounds after which item vectors stay as they are (the second stage); 0 never."""
 
 
 class LoraConfig(Section):
@@ -124,13 +161,15 @@ class SplitConfig(Section):
     """How the values of activations and gradients are written."""
     max_frame_mib: Count = 256
     """Largest frame that is accepted, in MiB."""
+    max_cache_mib: Count = 2048
+    """Most that the server remembers of the texts one client is writing, in MiB."""
 
 
 class TrainConfig(Section):
     """Local training."""
 
-    rounds: Count = 4
-    """Federated rounds."""
+    rounds: Natural = 4
+    """Federated rounds; 0 scores the base as it comes."""
     local_epochs: Count = 2
     """Passes over a client's users in each round."""
     batch_size: Count = 16
@@ -147,6 +186,8 @@ class TrainConfig(Section):
     """Rounds without a better validation score before a client stops; 0 never stops."""
     windows: Count = 1
     """Training windows drawn from each user in each epoch."""
+    samples: Natural = 0
+    """Few-shot: examples to learn from, drawn once and spread over clients; 0 takes all."""
     threads: Natural = 0
     """CPU threads; 0 leaves it to torch."""
 
@@ -183,6 +224,10 @@ class EvaluationConfig(Section):
     """The validation score that decides on the best round and on stopping."""
     batch_size: Count = 128
     """Users scored at a time."""
+    valid_users: Natural = 0
+    """Users of the validation score, drawn once and spread over clients; 0 takes all."""
+    test_users: Natural = 0
+    """Users of the test score, drawn once and spread over clients; 0 takes all."""
     before_mixing: bool = True
     """Also score each client's model before it is mixed."""
     keep_rounds: Count = 2
@@ -201,11 +246,22 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     clients: ClientsConfig = ClientsConfig()
     model: ModelConfig = ModelConfig()
+    bigrec: BigrecConfig = BigrecConfig()
+    recformer: RecformerConfig = RecformerConfig()
     lora: LoraConfig = LoraConfig()
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     balance: BalanceConfig = BalanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Let the recommender decide on the base and the history where nobody else does."""
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or model.get("recommender") != "bigrec":
+            return values
+        return {**values, "model": {"base": "smollm2", "history": 10, **model}}
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Self:

@@ -1,7 +1,7 @@
 """Turns what pydantic found wrong with a configuration into one line for a person.
 
 The line names the key, says what it must be (read from the model's own JSON schema, so it can't
-drift from the check) and what it was: "train.rounds: must be a whole number of at least 1, got 'x'
+drift from the check) and what it was: "train.rounds: must be a whole number of at least 0, got 'x'
 (demo.toml)". An unknown key comes with the nearest known one.
 """
 

@@ -158,9 +158,11 @@ def test_summary(toys: Toys, runs: Path) -> None:
     users = np.array([client["users"] for client in clients])
     shares = share_data(config)
     for number, client in enumerate(clients):
-        assert set(client) == {"id", "users", "examples", "valid", "best_round"} | metrics
+        assert set(client) - metrics == {
+            "id", "users", "scored", "examples", "tokens", "valid", "best_round"
+        }  # fmt: skip
         own = shares.of(number)
-        assert client["users"] == len(own)
+        assert client["users"] == client["scored"] == len(own)
         assert client["examples"] == sum(len(own.train[u]) - 1 for u in range(len(own)))
         table = pd.read_parquet(done.path / "clients" / client["id"] / "scores.parquet")
         assert tuple(table["user"]) == own.users

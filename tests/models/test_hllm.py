@@ -14,7 +14,7 @@ from fellrec.errors import ModelError
 from fellrec.models.adapters import adapter
 from fellrec.models.hllm import Hllm, HllmSettings, ItemResidual
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
-from fellrec.models.recommender import Batch, Kind, score, training_loss
+from fellrec.models.recommender import Batch, Kind
 from tests.builders import (
     WIDTH,
     LocalTrunk,
@@ -183,6 +183,7 @@ def test_scores_and_loss_equal_a_computation_by_hand() -> None:
         model.scale.fill_(3.0)
     model.eval()
     trunk.eval()
+    model.begin_serving(trunk, Ragged.from_rows([]))
     rows = [[1, 2, 3, 4], [5, 6], [7]]
     items = model.item_vectors().detach().double()
 
@@ -198,16 +199,16 @@ def test_scores_and_loss_equal_a_computation_by_hand() -> None:
         return 3.0 * cosine
 
     for batch in model.serving_batches(Ragged.from_rows(rows), 4):
-        for row, scores in zip(batch.rows, score(model, trunk, batch), strict=True):
+        for row, scores in zip(batch.rows, model.score(trunk, batch, 3), strict=True):
             torch.testing.assert_close(scores, cosines(rows[row])[-1].float(), rtol=1e-5, atol=1e-5)
     expected = 0.0
     for row in rows:
         for logits, target in zip(cosines(row[:-1]) if row[1:] else [], row[1:], strict=True):
             expected += float(torch.logsumexp(logits, 0) - logits[target])
     (batch,) = model.training_batches(Ragged.from_rows(rows), 4, 1, np.random.default_rng(0))
-    found = float(training_loss(model, trunk, batch, 1).detach())
+    found = float(model.loss(trunk, batch).detach())
     assert found == pytest.approx(expected, rel=1e-5)
-    assert float(training_loss(model, trunk, batch, 8)) == pytest.approx(expected / 8, rel=1e-5)
+    assert float(model.loss(trunk, batch) / 8) == pytest.approx(expected / 8, rel=1e-5)
 
 
 def test_a_base_too_short_for_the_history() -> None:
@@ -224,7 +225,7 @@ def train(model: Hllm, trunk: LocalTrunk, histories: Ragged, epochs: int) -> lis
     for epoch in range(epochs):
         total, targets = 0.0, 0
         for batch in model.training_batches(histories, 8, 1, np.random.default_rng(epoch)):
-            loss = training_loss(model, trunk, batch, len(batch.targets))
+            loss = model.loss(trunk, batch) / len(batch.targets)
             loss.backward()
             optimiser.step(optimiser.squared_norm())
             total, targets = (
@@ -248,8 +249,9 @@ def test_a_learnable_task_is_learned() -> None:
     # Chance is log(12) = 2.48; the next item on the ring is certain.
     assert losses[-1] < 0.5 * losses[0]
     model.eval()
+    model.begin_serving(LocalTrunk(stage), Ragged.from_rows([]))
     batch = next(iter(model.serving_batches(Ragged.from_rows([[3, 4, 5], [9, 10]]), 2)))
-    best = score(model, LocalTrunk(stage).eval(), batch).argmax(1)
+    best = model.score(LocalTrunk(stage).eval(), batch, 3).argmax(1)
     assert {int(row): int(item) for row, item in zip(batch.rows, best, strict=True)} == {
         0: 6,
         1: 11,
@@ -262,8 +264,9 @@ def test_a_catalogue_of_one_item_and_a_client_of_one_user() -> None:
     losses = train(model, LocalTrunk(stage), histories, 1)
     assert losses == [pytest.approx(0.0, abs=1e-6)]  # there is nothing else to choose
     model.eval()
+    model.begin_serving(LocalTrunk(stage), histories)
     (batch,) = model.serving_batches(histories, 4)
-    assert score(model, LocalTrunk(stage).eval(), batch).shape == (1, 1)
+    assert model.score(LocalTrunk(stage).eval(), batch, 3).shape == (1, 1)
 
 
 def test_a_client_without_a_history_long_enough_has_no_batches(model: Hllm) -> None:
@@ -279,10 +282,12 @@ def test_the_table_of_a_serving_model_follows_its_tensors() -> None:
     histories = Ragged.from_rows([[1, 2, 3]])
     (batch,) = model.serving_batches(histories, 4)
     model.eval()
-    before = score(model, trunk, batch)
+    model.begin_serving(trunk, histories)
+    before = model.score(trunk, batch, 3)
     model.train()
     assert model.item_residual is not None
     with torch.no_grad():
         model.item_residual.add_(torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0)))
     model.eval()
-    assert not torch.allclose(score(model, trunk, batch), before)
+    model.begin_serving(trunk, histories)
+    assert not torch.allclose(model.score(trunk, batch, 3), before)

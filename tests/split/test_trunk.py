@@ -14,7 +14,7 @@ from fellrec.errors import WireError
 from fellrec.models.adapters import LoraSettings, adapter
 from fellrec.models.hllm import Hllm
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
-from fellrec.models.recommender import Batch, Trunk, score, training_loss
+from fellrec.models.recommender import Batch, Trunk
 from fellrec.split.codecs import Codec
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.trunk import SessionSettings, TrunkServer
@@ -121,8 +121,8 @@ VIOLATIONS: dict[str, tuple[tuple[Frame, ...], Frame, str]] = {
         forward(tensor=torch.ones(3, WIDTH + 1)),
         "33 channels, the trunk has 32",
     ),
-    "positions": ((), forward(positions=np.zeros(2, np.int32)), "cached decoding"),
-    "beams": ((), forward(beams=np.zeros(2, np.int32)), "cached decoding"),
+    "positions": ((), forward(positions=np.zeros(2, np.int32)), "reads whole texts"),
+    "beams": ((), forward(beams=np.zeros(2, np.int32)), "a training frame reads whole texts"),
     "padding that passes the limit": (
         (),
         # 40 + 99 rows of activations fit into 64 KiB; 100 rows of 40 positions do not.
@@ -308,7 +308,7 @@ def train(
             for number, part in enumerate(batch.micro(micro)):
                 for key in (recommender.head.key, recommender.tail.key, trunk.key):
                     key.step, key.micro = step, number
-                loss = training_loss(recommender, trunk, part, len(batch.targets))
+                loss = recommender.loss(trunk, part) / len(batch.targets)
                 loss.backward()
                 sums += float(loss.detach()) * len(batch.targets)
             norm = optimiser.squared_norm()
@@ -383,7 +383,7 @@ def test_micro_batches_add_up_to_the_batch(micro: int) -> None:
         remote.train()
         for number, part in enumerate(batch.micro(count)):
             remote.key.micro = number
-            loss = training_loss(recommender, remote, part, len(batch.targets))
+            loss = recommender.loss(remote, part) / len(batch.targets)
             loss.backward()
         own = trained(recommender) | adapter(server._sessions["a"].stage)
         found.append({n: p.grad.clone() for n, p in own.items() if p.grad is not None})
@@ -411,8 +411,12 @@ def test_scores_across_the_cut_are_the_whole_models() -> None:
     twin, stage = tiny_hllm(dropout=0.2)
     for part in (recommender, remote, twin, stage):
         part.eval()
+    for model, trunk in ((recommender, remote), (twin, LocalTrunk(stage))):
+        model.begin_serving(trunk, cycle())
     batch: Batch = next(iter(recommender.serving_batches(cycle(), 8)))
     assert torch.allclose(
-        score(recommender, remote, batch), score(twin, LocalTrunk(stage).eval(), batch), atol=1e-5
+        recommender.score(remote, batch, 3),
+        twin.score(LocalTrunk(stage).eval(), batch, 3),
+        atol=1e-5,
     )
     assert server.base is not stage

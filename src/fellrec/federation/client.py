@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from fellrec.data.interactions import Split
+from fellrec.data.sampling import few_shot, some_users
 from fellrec.errors import TrainingError
 from fellrec.evaluation.ranking import rank_scores, ranking_metrics
 from fellrec.models.adapters import write
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
-from fellrec.models.recommender import Kind, Recommender, Trunk, score, training_loss
+from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
 
 Progress = Callable[[int, int, float], None]
 Scores = dict[str, npt.NDArray[np.float64]]
@@ -31,7 +32,11 @@ Scores = dict[str, npt.NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """How a client trains and scores; see the recipe's [train] and [evaluation]."""
+    """How a client trains and scores; see the recipe's [train] and [evaluation].
+
+    samples: examples it trains on, drawn once; valid_users, test_users: users it is scored on,
+    drawn once. 0 takes all.
+    """
 
     seed: int
     optimiser: OptimiserSettings
@@ -41,6 +46,9 @@ class ClientSettings:
     windows: int = 1
     ks: tuple[int, ...] = (5, 10, 20)
     evaluation_batch: int = 128
+    samples: int = 0
+    valid_users: int = 0
+    test_users: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,13 @@ class TrainReport:
     """What a client tells the coordinator, with its adapter.
 
     loss: mean over the round's training targets. examples: targets in one epoch. The rest stays in
-    the client's log: steps, seconds of both sides together, seconds spent waiting for the trunk.
+    the client's log: positions that went through the model, steps, seconds of both sides together,
+    seconds spent waiting for the trunk.
     """
 
     loss: float
     examples: int
+    tokens: int
     steps: int
     seconds: float
     waiting: float
@@ -79,6 +89,11 @@ class Client:
         self.trunk = trunk
         self.settings = settings
         self._moments: Mapping[str, Tensor] = {}
+        self.learned_from = (
+            few_shot(data.train, settings.samples, self._rng("samples"))
+            if settings.samples
+            else data.train
+        )
 
     def install(
         self,
@@ -122,63 +137,97 @@ class Client:
             parameter.grad = None  # a client whose training broke off has left some
         optimiser = Optimiser(trained, settings.optimiser)
         optimiser.load(self._moments)
-        self._training(True)
         epochs = [
             self.recommender.training_batches(
-                self.data.train, settings.batch_size, settings.windows, self._rng(round, epoch)
+                self.learned_from,
+                settings.batch_size,
+                settings.windows,
+                self._rng("batches", str(round), str(epoch)),
             )
             for epoch in range(settings.local_epochs)
         ]
-        total, step, loss_sum, targets_sum = sum(map(len, epochs)), 0, 0.0, 0
-        for batch in (batch for epoch in epochs for batch in epoch):
-            targets, batch_loss = len(batch.targets), 0.0
-            for micro, part in enumerate(batch.micro(settings.micro_batches)):
-                self._point(round, step, micro)
-                loss = training_loss(self.recommender, self.trunk, part, targets)
-                batch_loss += float(loss.detach())
-                if not math.isfinite(batch_loss):
-                    raise TrainingError(
-                        f"client {self.name}: the loss is {batch_loss} at step {step} of round "
-                        f"{round}; lower train.learning_rate"
-                    )
-                loss.backward()
-            norm = optimiser.squared_norm()
-            optimiser.step(norm + self.trunk.end_step(norm))
-            loss_sum, targets_sum = loss_sum + batch_loss * targets, targets_sum + targets
-            step += 1
-            progress(step, total, batch_loss)
+        total, step, tokens, loss_sum, targets_sum = sum(map(len, epochs)), 0, 0, 0.0, 0
+        for batches in epochs:
+            self._training(False)
+            self.recommender.begin_epoch(self.trunk)
+            self._training(True)
+            for batch in batches:
+                batch_loss = self._step(round, step, batch, optimiser)
+                loss_sum += batch_loss * len(batch.targets)
+                targets_sum, tokens = targets_sum + len(batch.targets), tokens + batch.layout.total
+                step += 1
+                progress(step, total, batch_loss)
         check_finite(self.name, round, trained)
         self._moments = optimiser.state()
         self._training(False)
         return TrainReport(
             loss=loss_sum / max(targets_sum, 1),
             examples=sum(len(batch.targets) for batch in epochs[0]) if epochs else 0,
+            tokens=tokens,
             steps=step,
             seconds=time.perf_counter() - start,
             waiting=getattr(self.trunk, "seconds", 0.0) - waited,
         )
 
+    def _step(self, round: int, step: int, batch: Batch, optimiser: Optimiser) -> float:
+        """Make one optimiser step on both sides: the batch's mean loss.
+
+        The loss is divided by the targets of the whole batch before micro-batches are cut, so that
+        their gradients add up to the whole batch's (METHOD section 2).
+        """
+        batch_loss = 0.0
+        for micro, part in enumerate(batch.micro(self.settings.micro_batches)):
+            self._point(round, step, micro)
+            loss = self.recommender.loss(self.trunk, part) / len(batch.targets)
+            batch_loss += float(loss.detach())
+            if not math.isfinite(batch_loss):
+                raise TrainingError(
+                    f"client {self.name}: the loss is {batch_loss} at step {step} of round "
+                    f"{round}; lower train.learning_rate"
+                )
+            loss.backward()
+        norm = optimiser.squared_norm()
+        optimiser.step(norm + self.trunk.end_step(norm))
+        return batch_loss
+
     def evaluate(self, target: Literal["valid", "test"]) -> Scores:
         """Rank the whole catalogue for each user, history masked: metric -> (users,) float64.
 
-        Users without targets are NaN. Raises TrainingError when the model's scores are no numbers.
+        Users without targets, and those that were not drawn, are NaN. Raises TrainingError when the
+        model's scores are no numbers.
         """
-        self._training(False)
+        self.begin_serving()
         history = self.data.history(target)
         targets = self.data.valid if target == "valid" else self.data.test
-        asked = np.flatnonzero(targets.lengths() > 0)
+        asked = self.scored(target)
         k = max(self.settings.ks)
         ranked = np.full((len(self.data), k), -1, dtype=np.int32)
         chosen = history.take(asked)
         for batch in self.recommender.serving_batches(chosen, self.settings.evaluation_batch):
-            scores = score(self.recommender, self.trunk, batch)
+            scores = self.recommender.score(self.trunk, batch, k)
             if scores.isnan().any():
                 raise TrainingError(
                     f"client {self.name}: its scores are no numbers; lower train.learning_rate"
                 )
             rows = asked[batch.rows]
             ranked[rows] = rank_scores(scores, history.take(rows), k)
-        return ranking_metrics(ranked, targets, self.settings.ks)
+        metrics = ranking_metrics(ranked, targets, self.settings.ks)
+        left_out = np.setdiff1d(np.arange(len(self.data)), asked)
+        for values in metrics.values():
+            values[left_out] = np.nan
+        return metrics
+
+    def scored(self, target: Literal["valid", "test"]) -> npt.NDArray[np.int64]:
+        """Return the users that are scored, as rows of the data: the same ones every time."""
+        targets = self.data.valid if target == "valid" else self.data.test
+        count = self.settings.valid_users if target == "valid" else self.settings.test_users
+        users = np.flatnonzero(targets.lengths() > 0)
+        return some_users(users, count, self._rng("scored", target))
+
+    def begin_serving(self) -> None:
+        """Make the installed model ready to score."""
+        self._training(False)
+        self.recommender.begin_serving(self.trunk, self.data.train)
 
     def _training(self, mode: bool) -> None:
         self.recommender.train(mode)
@@ -190,9 +239,10 @@ class Client:
             key.seed, key.client = self.settings.seed, self.name
             key.round, key.step, key.micro = round, step, micro
 
-    def _rng(self, round: int, epoch: int) -> np.random.Generator:
-        """Order of the batches: depends on seed, client, round and epoch alone."""
-        text = f"{self.settings.seed}|batches|{self.name}|{round}|{epoch}"
+    def _rng(self, *names: str) -> np.random.Generator:
+        """Return a generator that depends on the seed, the client and `names` alone."""
+        kind, *rest = names
+        text = "|".join((str(self.settings.seed), kind, self.name, *rest))
         return np.random.default_rng(
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
         )

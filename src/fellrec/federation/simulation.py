@@ -75,7 +75,7 @@ class Simulation:
                 'the coordinator; use "factors"'
             )
         self.clients = {
-            name: workspace.client(name, shares.of(number))
+            name: workspace.client(name, shares.of(number), shares.quotas[number])
             for number, name in enumerate(shares.partition.names)
         }
 
@@ -279,6 +279,7 @@ class Simulation:
                 "client": name,
                 "loss": report.loss,
                 "examples": report.examples,
+                "tokens": report.tokens,
                 "steps": report.steps,
                 "warmth": record.warmth[name],
                 "attention": [round(value, 6) for value in mixture.attention[row].tolist()],

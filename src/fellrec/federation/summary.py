@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fellrec.data.sampling import examples
 from fellrec.evaluation.balance import balance, sampling_gap
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Scores
@@ -30,6 +32,10 @@ def summarise(
     config, shares = simulation.config, simulation.shares
     metric = config.evaluation.metric
     overall = mean_metrics(_joined(scores))
+    lines = _metrics(simulation.store.path / "metrics.jsonl")
+    tokens: Counter[str] = Counter()
+    for line in lines:
+        tokens[line["client"]] += line["tokens"]
     clients = []
     for name, client in simulation.clients.items():
         standing = state.standings.get(name)
@@ -37,7 +43,9 @@ def summarise(
             {
                 "id": name,
                 "users": len(client.data),
-                "examples": int((client.data.train.lengths() - 1).clip(0).sum()),
+                "examples": examples(client.learned_from),
+                "tokens": tokens[name],
+                "scored": int(np.count_nonzero(~np.isnan(scores[name][metric]))),
                 "valid": standing.best_score if standing else None,
                 "best_round": standing.best_round if standing else 0,
                 **mean_metrics(scores[name]),
@@ -50,7 +58,7 @@ def summarise(
         for name, standing in state.standings.items()
         if standing.best_score is not None
     }
-    users = [np.count_nonzero(simulation.clients[n].data.valid.lengths()) for n in best]
+    users = [len(simulation.clients[name].scored("valid")) for name in best]
     equal = sampling_gap(per_user, seeded(config.seed, "sampling gap")) if per_user else None
     summary = {
         "dataset": shares.dataset.name,
@@ -69,7 +77,7 @@ def summarise(
             **balance([values.mean() for values in per_user]),
             "relative_gap_by_sampling_alone": equal,
         },
-        "cost": _cost(simulation),
+        "cost": _cost(simulation, lines),
     }
     checked: dict[str, Any] = finite(summary)
     return checked
@@ -80,7 +88,7 @@ def _joined(scores: Mapping[str, Scores]) -> Scores:
     return {name: np.concatenate([client[name] for client in scores.values()]) for name in names}
 
 
-def _cost(simulation: Simulation) -> dict[str, Any]:
+def _cost(simulation: Simulation, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Count what each side holds, from its tensors, and sum up what the logs say."""
     workspace = simulation.workspace
     recommender = workspace.recommender
@@ -94,7 +102,6 @@ def _cost(simulation: Simulation) -> dict[str, Any]:
         server_blocks, _ = held(_blocks(base))
         adapter_parameters = sum(p.numel() for p in workspace.initial_trunk().values())
     crossed = Ledger.read(simulation.store.path / "ledger.csv").totals()
-    lines = _metrics(simulation.store.path / "metrics.jsonl")
     train = sum(line["seconds"] for line in lines)
     server = sum(line["server_seconds"] for line in lines)
     waiting = sum(line["waiting_seconds"] for line in lines)
@@ -127,6 +134,8 @@ def _blocks(stage: Stage) -> list[nn.Module]:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():  # no round was asked for
+        return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if "failed" not in line]
 

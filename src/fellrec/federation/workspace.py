@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from fellrec.config import RunConfig
 from fellrec.data.cache import cache_folder
 from fellrec.data.interactions import Dataset, Split, k_core, sample_users
 from fellrec.data.partition import Partition, partition
+from fellrec.data.sampling import apportion
 from fellrec.data.sources import fetch_model, load_dataset
 from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
@@ -39,12 +41,22 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Quota:
+    """What one client draws of its own: examples to learn from, users to be scored; 0 is all."""
+
+    samples: int = 0
+    valid_users: int = 0
+    test_users: int = 0
+
+
+@dataclass(frozen=True)
 class Shares:
-    """The data of a run, and whose it is."""
+    """The data of a run, whose it is, and how much of it is used."""
 
     dataset: Dataset
     split: Split
     partition: Partition
+    quotas: tuple[Quota, ...]
 
     def of(self, client: int) -> Split:
         """Return the users of one client."""
@@ -89,7 +101,25 @@ def share_data(config: RunConfig) -> Shares:
         users = np.flatnonzero(shares.assignment == client)
         if not (parts.train.lengths()[users] >= 2).any():
             raise DataError(f"client {name} has no history to learn from; use fewer clients")
-    return Shares(dataset, parts, shares)
+    return Shares(dataset, parts, shares, _quotas(config, parts, shares))
+
+
+def _quotas(config: RunConfig, parts: Split, shares: Partition) -> tuple[Quota, ...]:
+    """Spread the run's samples over clients in proportion to what each has."""
+
+    def spread(key: str, total: int, available: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        of_client = np.bincount(shares.assignment, available, len(shares)).astype(np.int64)
+        if 0 < total < np.count_nonzero(of_client):
+            raise ConfigError(f"{key} = {total}, but there are {len(shares)} clients; raise it")
+        return apportion(total, of_client) if total else np.zeros_like(of_client)
+
+    train, scored = config.train, config.evaluation
+    columns = (
+        spread("train.samples", train.samples, (parts.train.lengths() - 1).clip(0)),
+        spread("evaluation.valid_users", scored.valid_users, np.sign(parts.valid.lengths())),
+        spread("evaluation.test_users", scored.test_users, np.sign(parts.test.lengths())),
+    )
+    return tuple(Quota(*map(int, row)) for row in np.stack(columns, axis=1))
 
 
 def lora_settings(config: RunConfig) -> LoraSettings:
@@ -158,6 +188,7 @@ class Workspace:
             optimiser_settings(self.config),
             self.config.train.micro_batches,
             self.config.split.max_frame_mib << 20,
+            self.config.split.max_cache_mib << 20,
         )
         stage = self.load_stage("trunk")
         return TrunkServer(stage, settings) if stage.blocks else None
@@ -173,7 +204,7 @@ class Workspace:
             max_bytes=split_config.max_frame_mib << 20,
         )
 
-    def client(self, name: str, data: Split) -> Client:
+    def client(self, name: str, data: Split, quota: Quota = Quota()) -> Client:
         """Return a client that works on this model when its turn comes."""
         train, evaluation = self.config.train, self.config.evaluation
         settings = ClientSettings(
@@ -185,6 +216,9 @@ class Workspace:
             windows=train.windows,
             ks=tuple(evaluation.ks),
             evaluation_batch=evaluation.batch_size,
+            samples=quota.samples,
+            valid_users=quota.valid_users,
+            test_users=quota.test_users,
         )
         return Client(name, data, self.recommender, self.trunk, settings)
 

@@ -29,7 +29,7 @@ from fellrec.data.interactions import Ragged
 from fellrec.errors import ModelError
 from fellrec.models.dropout import StepKey
 from fellrec.models.layout import Layout
-from fellrec.models.recommender import Batch, Kind, Recommender
+from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
 from fellrec.models.stages import Stage
 
 ItemResidual = Literal["shared", "local", "none"]
@@ -88,11 +88,10 @@ class Hllm(Recommender):
             tensors["item_residual"] = (kind, self.item_residual)
         return tensors
 
-    def train(self, mode: bool = True) -> Hllm:
-        """Switch between training and serving; serving keeps one table of item vectors."""
-        self._served = None
-        super().train(mode)
-        return self
+    def begin_serving(self, trunk: Trunk, train: Ragged) -> None:
+        """Make the table of item vectors that all scores share."""
+        with torch.no_grad():
+            self._served = self.item_vectors()
 
     def item_vectors(self) -> Tensor:
         """Vectors of all items: (items, d) = text · projectionᵀ + residual."""
@@ -126,27 +125,26 @@ class Hllm(Recommender):
             rows = order[first : first + batch_size]
             yield _batch(histories.values, rows, start[rows], stop[rows], train=False)
 
-    def enter(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Look the items up and run the head; carries the item table (items, d)."""
-        if self.training:
-            table = self.item_vectors()
-        else:
-            if self._served is None:
-                self._served = self.item_vectors().detach()
-            table = self._served
-        return self.head(F.embedding(batch.inputs, table), batch.layout), table
-
-    def loss(self, hidden: Tensor, batch: Batch, carried: Tensor) -> Tensor:
+    def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
         """Cross-entropy over the whole catalogue at every valid position, summed."""
-        outputs = batch.layout.pack(self.tail(hidden, batch.layout))
-        logits = self.scale * F.normalize(outputs, dim=-1) @ F.normalize(carried, dim=-1).T
+        table = self.item_vectors()
+        outputs = batch.layout.pack(self._outputs(trunk, batch, table))
+        logits = self.scale * F.normalize(outputs, dim=-1) @ F.normalize(table, dim=-1).T
         return F.cross_entropy(logits, batch.targets, reduction="sum")
 
-    def scores(self, hidden: Tensor, batch: Batch, carried: Tensor) -> Tensor:
+    def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
         """Cosine times scale of the last position's output with every item."""
-        outputs = self.tail(hidden, batch.layout).flatten(0, 1)
-        last = outputs.index_select(0, batch.layout.last)
-        return self.scale * F.normalize(last, dim=-1) @ F.normalize(carried, dim=-1).T
+        if self._served is None:
+            raise RuntimeError("begin_serving comes first")
+        with torch.no_grad():
+            outputs = self._outputs(trunk, batch, self._served).flatten(0, 1)
+            last = outputs.index_select(0, batch.layout.last)
+            return self.scale * F.normalize(last, dim=-1) @ F.normalize(self._served, dim=-1).T
+
+    def _outputs(self, trunk: Trunk, batch: Batch, table: Tensor) -> Tensor:
+        """Look the items up and run all stages: (batch, width, d)."""
+        hidden = self.head(F.embedding(batch.inputs, table), batch.layout)
+        return self.tail(trunk(hidden, batch.layout), batch.layout)  # type: ignore[no-any-return]  # nn.Module
 
 
 def _orthogonal(rows: int, columns: int, seed: int) -> Tensor:
@@ -191,4 +189,5 @@ def _batch(
     inputs = values[np.minimum(places, stop[:, None] - 1)].astype(np.int64)
     valid = layout.valid.numpy()
     targets = values[(places + 1)[valid]].astype(np.int64) if train else np.empty(0, np.int64)
-    return Batch(layout, torch.from_numpy(inputs), torch.from_numpy(targets), rows)
+    counts = layout.lengths.astype(np.int64) * train
+    return Batch(layout, torch.from_numpy(inputs), torch.from_numpy(targets), rows, counts)

@@ -1,8 +1,8 @@
 """The protocol that every backbone meets.
 
 A recommender is what a client holds: the head, the tail, and whatever turns histories into
-activations and activations into a loss or into scores. The trunk is not part of it: between `enter`
-and `loss` (or `scores`) somebody carries the activations across, on this machine or to another.
+activations and activations into a loss or into scores. The trunk is not part of it: it is lent for
+each call, and may be on this machine or on another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from fellrec.data.interactions import Ragged
@@ -38,22 +38,25 @@ class Kind(StrEnum):
 class Batch:
     """What goes through the stages at once.
 
-    layout: which positions are real. inputs: (batch, width) int64, what the head reads. targets:
-    (total,) int64 in packed order, or empty when serving. rows: (batch,) int64, which histories of
-    the given ones these are.
+    layout: which positions are real. inputs: (batch, width) or (batch, width, n) int64, what the
+    head reads. targets: int64, those of each row after those of the row before; empty when serving.
+    rows: (batch,) int64, which histories of the given ones these are. counts: (batch,) int64,
+    targets of each row. seen: what each row's user has taken already, where a recommender asks.
     """
 
     layout: Layout
     inputs: Tensor
     targets: Tensor
-    rows: np.ndarray
+    rows: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    seen: Ragged | None = None
 
     def micro(self, count: int) -> list[Batch]:
         """Cut into at most `count` batches of consecutive rows."""
         if count <= 1:
             return [self]
         parts: list[Batch] = []
-        ends = np.concatenate([[0], np.cumsum(self.layout.lengths)])
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
         for rows in np.array_split(np.arange(len(self.rows)), count):
             if len(rows) == 0:
                 continue
@@ -65,7 +68,7 @@ class Batch:
                 else inputs[:, self.layout.width - layout.width :]
             )
             targets = self.targets[ends[rows[0]] : ends[rows[-1] + 1]]
-            parts.append(Batch(layout, inputs, targets, self.rows[rows]))
+            parts.append(Batch(layout, inputs, targets, self.rows[rows], self.counts[rows]))
         return parts
 
 
@@ -77,6 +80,14 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Run the blocks: (batch, width, d) -> (batch, width, d)."""
+
+    @abstractmethod
+    def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Run prompts padded on the left, and remember them: (batch, width, d) both."""
+
+    @abstractmethod
+    def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
+        """Run one more position of each row, (rows, 1, d) both; row i continues row `beams[i]`."""
 
     @abstractmethod
     def end_step(self, squared_norm: float) -> float:
@@ -91,6 +102,14 @@ class NoTrunk(Trunk):
         self.key = StepKey()
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Return the activations as they are."""
+        return hidden
+
+    def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Return the activations as they are."""
+        return hidden
+
+    def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
         """Return the activations as they are."""
         return hidden
 
@@ -118,20 +137,26 @@ class Recommender(nn.Module, ABC):
     def serving_batches(self, histories: Ragged, batch_size: int) -> Iterator[Batch]:
         """Yield batches without targets that cover all histories (each of at least one item)."""
 
-    @abstractmethod
-    def enter(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the head: activations at the first cut, and what `loss` or `scores` want of it.
+    def begin_epoch(self, trunk: Trunk) -> None:
+        """Make anew what an epoch of training takes as given; called in serving mode."""
 
-        Returns (batch, width, d) and a tensor that only this recommender understands.
+    def begin_serving(self, trunk: Trunk, train: Ragged) -> None:
+        """Make anew what scores rest on, since tensors may have changed.
+
+        train: the client's own training histories. Called in serving mode, before any `score`.
         """
 
     @abstractmethod
-    def loss(self, hidden: Tensor, batch: Batch, carried: Tensor) -> Tensor:
-        """Run the tail: the loss summed over the batch's targets."""
+    def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
+        """Run all stages over a training batch: the loss summed over its targets."""
 
     @abstractmethod
-    def scores(self, hidden: Tensor, batch: Batch, carried: Tensor) -> Tensor:
-        """Run the tail and score the catalogue: (batch, items) float32, larger is better."""
+    def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
+        """Score the catalogue for a serving batch: (batch, items) float32, larger is better.
+
+        k: places that will be read, apart from what the user has taken already; a recommender may
+        spare itself the order of what comes behind them.
+        """
 
     @abstractmethod
     def own_tensors(self) -> dict[str, tuple[Kind, nn.Parameter]]:
@@ -145,20 +170,3 @@ class Recommender(nn.Module, ABC):
     def parameters_of(self, *kinds: Kind) -> dict[str, nn.Parameter]:
         """Return the trained tensors of some kinds, by name."""
         return {name: p for name, (kind, p) in self.trained().items() if kind in kinds}
-
-
-def training_loss(recommender: Recommender, trunk: Trunk, batch: Batch, targets: int) -> Tensor:
-    """Forward pass of one (micro-)batch over all stages, its loss divided by `targets`.
-
-    `targets` counts the whole batch before micro-batches were cut, so that their gradients add up
-    to the whole batch's (METHOD section 2).
-    """
-    hidden, carried = recommender.enter(batch)
-    return recommender.loss(trunk(hidden, batch.layout), batch, carried) / targets
-
-
-def score(recommender: Recommender, trunk: Trunk, batch: Batch) -> Tensor:
-    """Scores of the catalogue for each history of a serving batch: (batch, items)."""
-    with torch.no_grad():
-        hidden, carried = recommender.enter(batch)
-        return recommender.scores(trunk(hidden, batch.layout), batch, carried)

@@ -5,6 +5,9 @@ is neutralised: BERT-like models add positions and a LayerNorm to whatever comes
 the head pass their input through instead; the final norm stays with the tail. Per-layer lists of
 the configuration are sliced with the layers, and each slice counts its layers from 0.
 
+Longformer's blocks attend within windows, and globally at the first position, whose text they read
+for all others: each of its stages pads to the window and builds that mask for itself.
+
 Weights are read by name, each stage its own. Attention dropout is switched off: the fused kernels
 draw it from global random state, and every mask here has to be the same in a split and a whole
 model. Hidden dropout and LoRA dropout are keyed (`dropout.py`).
@@ -19,12 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from fellrec.errors import ModelError
+from fellrec.models.cache import StageCache
 from fellrec.models.dropout import StepKey, key_dropouts
 from fellrec.models.layout import Layout
 from fellrec.models.weights import MemoryWeights, SafetensorsWeights, Weights
@@ -77,10 +84,13 @@ FAMILIES: dict[str, Family] = {
     "roberta": BERT,
     "xlm-roberta": BERT,
     "camembert": BERT,
+    "longformer": BERT,
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
+    "smollm3": LLAMA,
+    "gemma": LLAMA,
 }
 
 
@@ -117,6 +127,7 @@ class Stage(nn.Module):
         self.family = family
         self.causal = causal
         self.key = StepKey()
+        self._cache: StageCache | None = None
         self._offset = 0
         if role in ("head", "whole") and family is BERT and body.config.model_type != "bert":
             self._offset = int(body.config.pad_token_id) + 1  # RoBERTa counts places from there
@@ -138,6 +149,14 @@ class Stage(nn.Module):
         """Most positions of one sequence."""
         return int(self.body.config.max_position_embeddings) - self._offset
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that one remembered position takes, in all blocks."""
+        config = self.body.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        channels = getattr(config, "head_dim", None) or self.width // config.num_attention_heads
+        return 2 * 4 * self.blocks * int(heads) * int(channels)
+
     def whole_name(self, name: str) -> str:
         """Turn a path below `body` into the path in the whole model."""
         pattern = rf"^({re.escape(self.family.layers)})\.(\d+)(?=\.|$)"
@@ -154,13 +173,81 @@ class Stage(nn.Module):
         all, since nothing valid attends to what stands behind it; that keeps the fast kernel.
         """
         masked = not layout.full and not (self.causal and layout.side == "right")
+        if self.body.config.model_type == "longformer":
+            return self._windowed(hidden, layout)
+        return self._run(hidden, layout.valid if masked else None, layout.positions)
+
+    def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Run the blocks over prompts padded on the left, and remember keys and values.
+
+        (batch, width, d) both. What was remembered before is forgotten.
+        """
+        self._cache = StageCache(layout, self.blocks)
+        return self._run(
+            hidden, None if layout.full else layout.valid, layout.positions, self._cache
+        )
+
+    def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
+        """Run the blocks over one more position of each row: (rows, 1, d) both.
+
+        beams: (rows,) int32, the remembered row that each row continues.
+        """
+        if self._cache is None:
+            raise RuntimeError("nothing is remembered: prefill comes first")
+        positions, valid = self._cache.extend(beams)
+        return self._run(hidden, valid, positions, self._cache)
+
+    @property
+    def cache(self) -> StageCache | None:
+        """What is remembered of the texts being written."""
+        return self._cache
+
+    def forget(self) -> None:
+        """Drop what `prefill` and `extend` remembered."""
+        self._cache = None
+
+    def _run(
+        self,
+        hidden: Tensor,
+        valid: Tensor | None,
+        positions: Tensor,
+        cache: StageCache | None = None,
+    ) -> Tensor:
+        device = hidden.device
         output = self.body(
             inputs_embeds=hidden,
-            attention_mask=layout.valid.to(hidden.device, torch.int64) if masked else None,
-            position_ids=layout.positions.to(hidden.device) + self._offset,
-            use_cache=False,
+            attention_mask=None if valid is None else valid.to(device, torch.int64),
+            position_ids=positions.to(device) + self._offset,
+            past_key_values=cache.blocks if cache is not None and self.blocks else None,
+            use_cache=cache is not None and self.blocks > 0,
         )
         return output.last_hidden_state  # type: ignore[no-any-return]  # transformers is untyped here
+
+    def _windowed(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Run Longformer's blocks: whole windows, and global attention at each row's first place.
+
+        The model would pad by itself, but with the embedding of a token that only the head has.
+        """
+        if not self.blocks:
+            return self._embedded(hidden, layout)
+        window = max(self.body.config.attention_window)
+        added = -layout.width % window
+        valid = F.pad(layout.valid.to(hidden.device, torch.int64), (0, added))
+        first = torch.zeros_like(valid)
+        first[:, 0] = 1
+        output = self.body(
+            inputs_embeds=F.pad(hidden, (0, 0, 0, added)),
+            attention_mask=valid,
+            global_attention_mask=first,
+            position_ids=F.pad(layout.positions.to(hidden.device), (0, added)) + self._offset,
+        )
+        return output.last_hidden_state[:, : layout.width]  # type: ignore[no-any-return]  # as above
+
+    def _embedded(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """What a Longformer stage without blocks does; the model itself asks for a window."""
+        embeddings = self.body.get_submodule(self.family.embeddings)
+        positions = layout.positions.to(hidden.device) + self._offset
+        return embeddings(inputs_embeds=hidden, position_ids=positions)  # type: ignore[no-any-return]  # nn.Module
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
         """The frozen tensors of the base; an adapter's are not, even where training skips them."""
@@ -229,6 +316,8 @@ def build_stage(
     family = family_of(config)
     if family.decoder and not causal:
         raise ModelError(f"a {config.model_type} model is causal; use an encoder as base")
+    if causal and config.model_type == "longformer":
+        raise ModelError("a longformer model can't be made causal; use another base")
     own = _slice_config(config, span, family, causal=causal, dropout=dropout)
     with no_init_weights(), torch.device("meta"):
         kwargs = {} if family.decoder else {"add_pooling_layer": False}
@@ -254,7 +343,7 @@ def _slice_config(
     config: PretrainedConfig, span: range, family: Family, *, causal: bool, dropout: float
 ) -> PretrainedConfig:
     own = copy.deepcopy(config)
-    for name in ("layer_types", "attention_window"):
+    for name in ("layer_types", "attention_window", "no_rope_layers"):
         value = getattr(config, name, None)
         if isinstance(value, list):
             setattr(own, name, value[span.start : span.stop])

@@ -18,7 +18,6 @@ from fellrec.federation.client import Client, Scores
 from fellrec.federation.runs import finished
 from fellrec.federation.turns import ClientModel, published_model, turn
 from fellrec.federation.workspace import Shares, Workspace, share_data
-from fellrec.models.recommender import score
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ class RunClient:
         self.name = name
         self.run = run
         number = run.shares.partition.names.index(name)
-        self.client: Client = run.workspace.client(name, run.shares.of(number))
+        self.client: Client = run.workspace.client(
+            name, run.shares.of(number), run.shares.quotas[number]
+        )
 
     @cached_property
     def model(self) -> ClientModel:
@@ -119,10 +120,9 @@ class RunClient:
             raise DataError("the history is empty: name at least one title")
         row = Ragged.from_rows([np.asarray(items, dtype=np.int32)])
         with turn(self.run.workspace, self.client, 0, self.model):
-            self.client.recommender.train(False)
-            self.client.trunk.train(False)
+            self.client.begin_serving()
             batch = next(self.client.recommender.serving_batches(row, 1))
-            scores = score(self.client.recommender, self.client.trunk, batch)
+            scores = self.client.recommender.score(self.client.trunk, batch, k + len(hidden))
         values = scores[0].clone()
         known = Ragged.from_rows([np.asarray([*items, *hidden], dtype=np.int32)])
         ranked = rank_scores(scores, known, min(k, len(catalogue)))[0]

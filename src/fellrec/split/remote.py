@@ -11,12 +11,14 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fellrec.errors import WireError
 from fellrec.models.dropout import StepKey
-from fellrec.models.layout import Layout
+from fellrec.models.layout import Layout, Side
 from fellrec.models.recommender import Trunk
 from fellrec.split.codecs import Codec
 from fellrec.split.ledger import Ledger
@@ -46,17 +48,33 @@ class RemoteTrunk(Trunk):
         self._transport = transport
         self._codec = codec
         self._max_bytes = max_bytes
+        self._remembered: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Send activations across and return what comes back: (batch, width, d) both."""
         if not (self.training and torch.is_grad_enabled()):
-            packed = self._cross(FrameKind.FORWARD, layout.pack(hidden), layout, self.key)
-            return layout.unpack(packed).to(hidden.device)
+            frame = self._forward(layout.pack(hidden), layout.lengths, layout.side)
+            return layout.unpack(self._answer(frame)).to(hidden.device)
         if not hidden.requires_grad:
             # The trunk's adapter wants its gradient even where nothing before it is trained.
             hidden = hidden.detach().requires_grad_()
         crossed: Tensor = _Crossing.apply(hidden, layout, self)  # type: ignore[no-untyped-call]  # torch
         return crossed
+
+    def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Send prompts across; the server remembers them until the next ones come."""
+        self._remembered = layout.lengths.astype(np.int32)
+        nothing = np.zeros(len(layout.lengths), np.int32)
+        frame = self._forward(layout.pack(hidden), layout.lengths, layout.side, positions=nothing)
+        return layout.unpack(self._answer(frame)).to(hidden.device)
+
+    def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
+        """Send one position of each row across, with the row that it continues."""
+        positions = self._remembered[beams]
+        ones = np.ones(len(beams), np.int32)
+        frame = self._forward(hidden[:, 0], ones, "left", positions=positions, beams=beams)
+        self._remembered = positions + np.int32(1)
+        return self._answer(frame)[:, None].to(hidden.device)
 
     def end_step(self, squared_norm: float) -> float:
         """Exchange squared gradient norms, upon which the trunk steps; return the trunk's."""
@@ -67,34 +85,54 @@ class RemoteTrunk(Trunk):
             raise WireError("the trunk's answer carries no norm")
         return reply.scalar
 
-    def _cross(
+    def _forward(
         self,
-        kind: FrameKind,
         packed: Tensor,
-        layout: Layout,
-        key: StepKey,
+        lengths: npt.NDArray[np.int32],
+        side: Side,
+        key: StepKey | None = None,
         *,
-        train: bool = False,
-    ) -> Tensor:
-        frame = Frame(
-            kind,
+        positions: npt.NDArray[np.int32] | None = None,
+        beams: npt.NDArray[np.int32] | None = None,
+    ) -> Frame:
+        """Make a forward frame; of a training step where its key is given."""
+        at = key or self.key
+        return Frame(
+            FrameKind.FORWARD,
+            at.client,
+            at.round,
+            at.step,
+            at.micro,
+            key is not None,
+            side,
+            lengths=lengths,
+            positions=positions,
+            beams=beams,
+            tensor=packed.detach().to("cpu"),
+            codec=self._codec,
+        )
+
+    def _gradient(self, packed: Tensor, side: Side, key: StepKey) -> Frame:
+        return Frame(
+            FrameKind.GRADIENT,
             key.client,
             key.round,
             key.step,
             key.micro,
-            train,
-            layout.side,
-            lengths=layout.lengths if kind is FrameKind.FORWARD else None,
+            True,
+            side,
             tensor=packed.detach().to("cpu"),
             codec=self._codec,
         )
-        generator = None
-        answer = FrameKind.OUTPUT
-        if kind is FrameKind.GRADIENT:
-            answer, generator = FrameKind.INPUT_GRADIENT, key.generator("wire", "up")
-        reply = self._exchange(frame, answer, generator)
-        if reply.tensor is None or reply.tensor.shape != packed.shape:
-            raise WireError(f"the trunk's answer does not fit {tuple(packed.shape)} activations")
+
+    def _answer(self, frame: Frame, generator: torch.Generator | None = None) -> Tensor:
+        """Exchange a frame that carries a tensor for one of the same shape."""
+        forward = frame.kind is FrameKind.FORWARD
+        due = FrameKind.OUTPUT if forward else FrameKind.INPUT_GRADIENT
+        reply = self._exchange(frame, due, generator)
+        sent = frame.tensor.shape if frame.tensor is not None else None
+        if reply.tensor is None or reply.tensor.shape != sent:
+            raise WireError(f"the trunk's answer does not fit activations of {sent}")
         return reply.tensor
 
     def _exchange(
@@ -122,11 +160,12 @@ class _Crossing(torch.autograd.Function):
         ctx.layout, ctx.remote, ctx.device = layout, remote, hidden.device
         # A copy: the owner may move the key on before this micro-batch's gradient comes.
         ctx.key = replace(remote.key)
-        packed = remote._cross(FrameKind.FORWARD, layout.pack(hidden), layout, ctx.key, train=True)
-        return layout.unpack(packed).to(hidden.device)
+        frame = remote._forward(layout.pack(hidden), layout.lengths, layout.side, ctx.key)
+        return layout.unpack(remote._answer(frame)).to(hidden.device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        packed = ctx.layout.pack(gradients[0])
-        crossed = ctx.remote._cross(FrameKind.GRADIENT, packed, ctx.layout, ctx.key, train=True)
-        return ctx.layout.unpack(crossed).to(ctx.device), None, None
+        remote, layout = ctx.remote, ctx.layout
+        frame = remote._gradient(layout.pack(gradients[0]), layout.side, ctx.key)
+        crossed = remote._answer(frame, ctx.key.generator("wire", "up"))
+        return layout.unpack(crossed).to(ctx.device), None, None

@@ -27,13 +27,15 @@ class SessionSettings:
     """What both sides agree on before the first frame.
 
     seed: of dropout masks and of stochastic rounding. micro_batches: most forward passes that may
-    wait for their gradient. max_bytes: largest frame taken.
+    wait for their gradient. max_bytes: largest frame taken. max_cache_bytes: most keys and values
+    that a session remembers of the texts being written.
     """
 
     seed: int = 0
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     micro_batches: int = 1
     max_bytes: int = 256 << 20
+    max_cache_bytes: int = 2 << 30
 
 
 @dataclass
@@ -142,8 +144,6 @@ class TrunkServer:
         )
 
     def _layout(self, request: Frame) -> tuple[Layout, Tensor]:
-        if request.positions is not None or request.beams is not None:
-            raise WireError("cached decoding is not open in this session")
         if request.lengths is None or request.tensor is None:
             raise WireError("a forward frame needs lengths and a tensor")
         if request.tensor.shape[1] != self._base.width:
@@ -162,7 +162,40 @@ class TrunkServer:
         layout, packed = self._layout(request)
         session.stage.eval()
         with torch.no_grad():
-            return layout.pack(session.stage(layout.unpack(packed), layout))
+            if request.beams is not None:
+                return self._extend(session.stage, request, packed)
+            session.stage.forget()
+            if request.positions is None:
+                return layout.pack(session.stage(layout.unpack(packed), layout))
+            if request.positions.any() or layout.side != "left":
+                raise WireError("prompts start at position 0 and are padded on the left")
+            self._check_cache(len(layout.lengths), layout.width)
+            return layout.pack(session.stage.prefill(layout.unpack(packed), layout))
+
+    def _extend(self, stage: Stage, request: Frame, packed: Tensor) -> Tensor:
+        """Run one more position of each row over what the session remembers."""
+        cache, beams = stage.cache, request.beams
+        if cache is None or beams is None:
+            raise WireError("no prompt is remembered: send it first")
+        if len(beams) != len(packed):
+            raise WireError(f"{len(packed)} positions for {len(beams)} rows; send one each")
+        if int(beams.max()) >= len(cache.lengths):
+            raise WireError(f"row {beams.max()} of {len(cache.lengths)} remembered ones")
+        if request.positions is None or (request.positions != cache.lengths[beams]).any():
+            raise WireError("the positions do not follow those that are remembered")
+        if int(request.positions.max()) >= self._base.context:
+            raise WireError(f"the text passes the base's {self._base.context} positions")
+        self._check_cache(len(beams), cache.columns + 1)
+        return stage.extend(packed[:, None], beams)[:, 0]
+
+    def _check_cache(self, rows: int, columns: int) -> None:
+        size = rows * columns * self._base.cache_bytes
+        if size > self._settings.max_cache_bytes:
+            raise WireError(
+                f"{rows} rows of {columns} positions to remember take {size >> 20} MiB, the limit "
+                f"is {self._settings.max_cache_bytes >> 20} (split.max_cache_mib); write fewer "
+                "texts at a time"
+            )
 
     def _train(self, session: _Session, request: Frame) -> Tensor:
         if (request.step, request.micro) != (session.step, session.expected):
@@ -172,7 +205,10 @@ class TrunkServer:
             )
         if request.micro >= self._settings.micro_batches:
             raise WireError(f"more than {self._settings.micro_batches} micro-batches in a step")
+        if request.positions is not None or request.beams is not None:
+            raise WireError("a training frame reads whole texts")
         layout, packed = self._layout(request)
+        session.stage.forget()
         session.stage.train()
         session.stage.key.step, session.stage.key.micro = request.step, request.micro
         entry = packed.requires_grad_()
