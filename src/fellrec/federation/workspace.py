@@ -15,7 +15,6 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from fellrec.config import RunConfig
-from fellrec.data.cache import cache_folder
 from fellrec.data.interactions import Dataset, Split, k_core, sample_users
 from fellrec.data.partition import Partition, partition
 from fellrec.data.sampling import apportion
@@ -23,13 +22,12 @@ from fellrec.data.sources import fetch_model, load_dataset
 from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
 from fellrec.federation.client import Client, ClientSettings
+from fellrec.federation.recommenders import build_recommender, load_part
 from fellrec.models.adapters import LoraSettings, adapter, attach
 from fellrec.models.dropout import KeyedDropout
-from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import OptimiserSettings
-from fellrec.models.recommender import Kind, NoTrunk, Recommender, Trunk
-from fellrec.models.stages import Role, Stage, load_stage
-from fellrec.models.text import encode_texts
+from fellrec.models.recommender import Kind, NoTrunk, Trunk
+from fellrec.models.stages import Role, Stage
 from fellrec.split.codecs import Codec
 from fellrec.split.frames import MAX_CLIENT_BYTES
 from fellrec.split.ledger import Ledger
@@ -148,39 +146,21 @@ class Workspace:
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        if config.model.recommender != "hllm":
-            raise ConfigError(
-                f"model.recommender: unknown recommender {config.model.recommender!r}; use 'hllm'"
-            )
         self.config = config
         self.dataset = dataset
         self.base = fetch_model(config.model.base)
         self.ledger = Ledger()
         head, tail = self.load_stage("head"), self.load_stage("tail")
-        self.recommender: Recommender = self._recommender(head, tail, progress)
+        self.recommender = build_recommender(config, dataset, self.base, head, tail, progress)
         self.server = self._serve()
         self.trunk = self._connect()
         self._initial = {n: p.detach().clone() for n, (_, p) in self.recommender.trained().items()}
 
     def load_stage(self, role: Role) -> Stage:
         """Load one stage with its adapter attached."""
-        model = self.config.model
-        stage = load_stage(self.base, role, model.k_in, model.k_out, dropout=model.dropout)
+        stage = load_part(self.config, self.base, role)
         attach(stage, lora_settings(self.config), self.config.seed)
         return stage
-
-    def _recommender(
-        self, head: Stage, tail: Stage, progress: Callable[[int, int], None]
-    ) -> Recommender:
-        model = self.config.model
-        vectors = encode_texts(
-            self.dataset.catalogue.texts(),
-            fetch_model(model.item_encoder),
-            cache_folder() / "vectors",
-            progress=progress,
-        )
-        settings = HllmSettings(model.history, model.item_residual, model.scale_init)
-        return Hllm(head, tail, vectors, settings, self.config.seed)
 
     def _serve(self) -> TrunkServer | None:
         settings = SessionSettings(

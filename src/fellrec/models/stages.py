@@ -386,13 +386,20 @@ def _stored_name(name: str, available: Set[str]) -> str:
 
 
 def load_stage(
-    folder: Path, role: Role, k_in: int, k_out: int, *, causal: bool = True, dropout: float = 0.0
+    folder: Path,
+    role: Role,
+    k_in: int,
+    k_out: int,
+    *,
+    causal: bool = True,
+    tokens: bool = False,
+    dropout: float = 0.0,
 ) -> Stage:
     """Build one stage from a folder with `config.json` and safetensors files."""
     config = load_config(folder)
     span = spans(config.num_hidden_layers, k_in, k_out)[role]
     weights = SafetensorsWeights(folder)
-    return build_stage(config, weights, role, span, causal=causal, dropout=dropout)
+    return build_stage(config, weights, role, span, causal=causal, tokens=tokens, dropout=dropout)
 
 
 def cut(model: PreTrainedModel, k_in: int, k_out: int, *, causal: bool | None = None) -> Stages:
