@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -183,6 +184,53 @@ def test_a_refused_import_leaves_nothing(tmp_path: Path) -> None:
     before = set(tmp_path.iterdir())
     assert "line 3" in refused(call(*words, "--out", tmp_path / "new" / "shop"))
     assert set(tmp_path.iterdir()) == before
+
+
+def test_import_of_a_known_form_then_load(tmp_path: Path) -> None:
+    taken = [(f"u{u}", f"i{i}", 10 * u + i) for u in range(3) for i in range(3)] + [("u9", "i9", 1)]
+    reviews = [{"reviewerID": u, "asin": i, "unixReviewTime": t} for u, i, t in [*taken, taken[0]]]
+    products = [{"asin": f"i{i}", "title": f"Game {i}", "brand": "b"} for i in range(3)]
+    files = []
+    for name, records in (("interactions", reviews), ("items", products)):
+        path = tmp_path / f"{name}.json.gz"
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+        files += [f"--{name}", path]
+    command = ["data", "import", *files, "--form", "amazon-2018", "--out", tmp_path / "games"]
+    result = call(*command, "--k-core", 2)
+    assert result.exit_code == 0, result.output
+    assert (
+        "left out repeats of what the user took earlier: 1" in result.stdout
+        and "title" not in result.stdout
+    )
+    assert "3 users, 3 items, 9 interactions" in result.stdout
+    dataset = fellrec.load_dataset(tmp_path / "games")
+    assert dataset.catalogue.titles == ("Game 0", "Game 1", "Game 2")
+    assert dataset.histories()[2].tolist() == [0, 1, 2]
+
+    shutil.rmtree(tmp_path / "games")
+    result = call(*command)
+    assert "items that have no title: 1 (items: 1)" in result.stdout
+    assert "3 users, 3 items, 9 interactions" in result.stdout
+    (tmp_path / "interactions.json.gz").write_bytes(b"cut")
+    shutil.rmtree(tmp_path / "games")
+    assert "is not a whole gzip file" in refused(call(*command))
+    assert not (tmp_path / "games").exists()
+
+
+def test_import_takes_columns_for_a_table_only(tmp_path: Path) -> None:
+    words = [*write_tables(tmp_path), "--out", tmp_path / "shop"]
+    line = refused(call(*words, "--form", "microlens"))
+    assert line == "form 'microlens' has columns of its own; leave out user, item, time, title"
+    line = refused(call(*words[:6], *words[-2:], "--form", "amazon-2018", "--attribute", "kind"))
+    assert line == "form 'amazon-2018' has columns of its own; leave out attribute"
+    line = refused(call(*words[:8], *words[-2:]))
+    assert line == "form 'table' needs the columns' names: item, time, title"
+    assert "unknown form 'amazon'; choose table, amazon-2018" in refused(
+        call(*words, "--form", "amazon")
+    )
+    assert "no user and item have 4 interactions" in refused(call(*words, "--k-core", 4))
+    assert not (tmp_path / "shop").exists()
+    assert call(*words, "--k-core", 1).exit_code == 0
 
 
 def test_lists(toys: Toys) -> None:

