@@ -10,22 +10,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
     BertConfig,
+    GemmaConfig,
     LlamaConfig,
+    LongformerConfig,
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     RobertaConfig,
+    SmolLM3Config,
 )
 
+from fellrec.data.interactions import Catalogue
 from fellrec.models.adapters import LoraSettings, adapter, attach, write
+from fellrec.models.bigrec import Bigrec, BigrecSettings
 from fellrec.models.dropout import StepKey
 from fellrec.models.hllm import Hllm, HllmSettings
+from fellrec.models.item_texts import item_texts
 from fellrec.models.layout import Layout, Side
+from fellrec.models.prompts import Prompts, PromptSettings
+from fellrec.models.recformer import Recformer, RecformerSettings
 from fellrec.models.recommender import Trunk
 from fellrec.models.stages import Role, Stage, build_stage, spans
 from fellrec.models.weights import MemoryWeights
@@ -34,25 +44,31 @@ from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer
 
-LAYERS, WIDTH, VOCABULARY = 6, 32, 50
-KINDS = ("bert", "roberta", "llama", "qwen3", "mistral")
+LAYERS, WIDTH, VOCABULARY, TEXT_VOCABULARY = 6, 32, 50, 400
+KINDS = ("bert", "roberta", "llama", "qwen3", "mistral", "smollm3", "gemma")
+ENCODERS = ("bert", "roberta", "longformer")
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "bert": ("query", "value"),
     "roberta": ("query", "value"),
     "llama": ("q_proj", "v_proj"),
     "qwen3": ("q_proj", "v_proj"),
     "mistral": ("q_proj", "v_proj"),
+    "smollm3": ("q_proj", "v_proj"),
+    "gemma": ("q_proj", "v_proj"),
+    "longformer": ("query", "value", "query_global", "value_global"),
 }
 
 
-def tiny_config(kind: str, layers: int = LAYERS) -> PretrainedConfig:
+def tiny_config(
+    kind: str, layers: int = LAYERS, vocabulary: int = VOCABULARY, positions: int = 40
+) -> PretrainedConfig:
     encoder: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_size": WIDTH,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 48,
-        "max_position_embeddings": 40,
+        "max_position_embeddings": positions,
         "initializer_range": 0.2,  # the usual 0.02 leaves attention nearly uniform at this width
     }
     decoder = encoder | {"num_key_value_heads": 2, "head_dim": 8}
@@ -70,18 +86,31 @@ def tiny_config(kind: str, layers: int = LAYERS) -> PretrainedConfig:
             )
         case "mistral":
             return MistralConfig(**decoder, sliding_window=3)
+        case "smollm3":
+            # Every third block without rotary positions: `no_rope_layers` is sliced as well.
+            return SmolLM3Config(**decoder, no_rope_layer_interval=3, pad_token_id=0)
+        case "gemma":
+            return GemmaConfig(**decoder)
+        case "longformer":
+            # Blocks of unlike windows, shorter than the texts that tests give them.
+            windows = ([4, 8] * layers)[:layers]
+            return LongformerConfig(
+                **encoder, pad_token_id=1, type_vocab_size=1, attention_window=windows
+            )
     raise ValueError(kind)
 
 
 @lru_cache
-def tiny(kind: str, layers: int = LAYERS) -> PreTrainedModel:
+def tiny(
+    kind: str, layers: int = LAYERS, vocabulary: int = VOCABULARY, positions: int = 40
+) -> PreTrainedModel:
     """Return a model without any dropout, biases and norms random too; copy it before a change."""
-    config = tiny_config(kind, layers)
+    config = tiny_config(kind, layers, vocabulary, positions)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
     torch.manual_seed(0)
-    kwargs = {"add_pooling_layer": False} if kind in ("bert", "roberta") else {}
+    kwargs = {"add_pooling_layer": False} if kind in ENCODERS else {}
     model: PreTrainedModel = AutoModel.from_config(config, **kwargs)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -98,6 +127,7 @@ def stage_of(
     k_out: int,
     *,
     causal: bool = True,
+    tokens: bool = False,
     dropout: float = 0.0,
     lora: LoraSettings | None = None,
     seed: int = 0,
@@ -105,7 +135,9 @@ def stage_of(
     """Build one stage of a model in memory, with an adapter if `lora` is given."""
     span = spans(model.config.num_hidden_layers, k_in, k_out)[role]
     weights = MemoryWeights(model.state_dict())
-    stage = build_stage(model.config, weights, role, span, causal=causal, dropout=dropout)
+    stage = build_stage(
+        model.config, weights, role, span, causal=causal, tokens=tokens, dropout=dropout
+    )
     if lora is not None:
         attach(stage, lora, seed)
     return stage
@@ -221,3 +253,83 @@ def tiny_hllm(
     )
     vectors = text_vectors(items, text_width)
     return Hllm(head, tail, vectors, settings or HllmSettings(history=6), 0), trunk
+
+
+def tiny_catalogue(items: int = 12) -> Catalogue:
+    """Return items of one word each, and a second one for all but each third."""
+    words = [f"{first}{last}" for first in ("sun", "sea", "sky") for last in ("fall", "man", "bed")]
+    titles = [f"{words[i % 9]}{'s' * (i // 9)}" for i in range(items)]
+    kinds = ["" if i % 3 == 2 else ("tale", "song")[i % 2] for i in range(items)]
+    ids = tuple(f"i{i}" for i in range(items))
+    return Catalogue(ids, tuple(titles), {"item_kind": tuple(kinds)})
+
+
+@lru_cache
+def tiny_tokenizer(*named: str) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer that knows the words of `tiny_catalogue` and spells all others.
+
+    named: which of its special tokens it calls so: "pad", "eos", "bos", "cls", "unk".
+    """
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    special = {f"{name}_token": f"<{name}>" for name in named}
+    trainer = trainers.BpeTrainer(
+        vocab_size=TEXT_VOCABULARY,
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[*special.values()],
+        show_progress=False,
+    )
+    texts = [text.replace(":", "").replace(".", "") for text in tiny_catalogue().texts()]
+    bare.train_from_iterator([f" title {text}" for text in texts], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bare, **special)
+
+
+def tiny_recformer(
+    catalogue: Catalogue | None = None,
+    *,
+    kind: str = "bert",
+    k_in: int = 1,
+    k_out: int = 1,
+    settings: RecformerSettings | None = None,
+    item_tokens: int = 8,
+    dropout: float = 0.0,
+    layers: int = 3,
+) -> tuple[Recformer, Stage]:
+    """Return a RecFormer over a random encoder, and its trunk."""
+    model = tiny(kind, layers, TEXT_VOCABULARY, 100)
+    lora = LoraSettings(rank=4, alpha=8, dropout=dropout)
+    head, trunk, tail = (
+        stage_of(model, role, k_in, k_out, causal=False, tokens=True, dropout=dropout, lora=lora)
+        for role in ("head", "trunk", "tail")
+    )
+    texts = item_texts(catalogue or tiny_catalogue(), tiny_tokenizer("cls", "pad"), item_tokens)
+    return Recformer(head, tail, texts, settings or RecformerSettings(history=6)), trunk
+
+
+def tiny_bigrec(
+    catalogue: Catalogue | None = None,
+    *,
+    kind: str = "llama",
+    k_in: int = 1,
+    k_out: int = 1,
+    settings: BigrecSettings | None = None,
+    prompts: PromptSettings | None = None,
+    dropout: float = 0.0,
+    layers: int = 3,
+) -> tuple[Bigrec, Stage]:
+    """Return a BIGRec over a random language model with a tied output layer, and its trunk."""
+    model = tiny(kind, layers, TEXT_VOCABULARY, 400)
+    lora = LoraSettings(rank=4, alpha=8, dropout=dropout)
+    head, trunk, tail = (
+        stage_of(model, role, k_in, k_out, tokens=True, dropout=dropout, lora=lora)
+        for role in ("head", "trunk", "tail")
+    )
+    texts = Prompts(
+        tiny_tokenizer("eos"),
+        (catalogue or tiny_catalogue()).titles,
+        prompts or PromptSettings("story", "read", history=6, title_tokens=8, max_tokens=400),
+    )
+    output = model.get_input_embeddings().get_parameter("weight").detach()
+    return Bigrec(head, tail, output, texts, settings or BigrecSettings(beams=12)), trunk

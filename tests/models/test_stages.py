@@ -274,6 +274,36 @@ def test_adapters_of_the_stages_partition_the_wholes(kind: str, targets: str) ->
                 assert factor.requires_grad
 
 
+def test_longformers_first_position_has_adapters_too() -> None:
+    """Its attention has projections of its own: without them pooling it would learn too little."""
+    lora = LoraSettings(rank=3, targets=("query-value",))
+    found = adapter(stage_of(tiny("longformer"), "tail", 2, 1, causal=False, lora=lora))
+    attention = "encoder.layer.5.attention.self"
+    assert set(found) == {
+        f"{attention}.{name}.lora_{factor}.weight"
+        for name in ("query", "value", "query_global", "value_global")
+        for factor in "AB"
+    }
+
+
+def test_longformer_attends_both_ways() -> None:
+    with pytest.raises(ModelError, match="can't be made causal") as error:
+        stage_of(tiny("longformer"), "whole", 0, 0, causal=True)
+    one_line(error)
+
+
+@pytest.mark.parametrize("windows", [8, [8] * 6, [4, 8] * 3], ids=str)
+def test_longformers_stages_pad_alike(windows: int | list[int]) -> None:
+    config = tiny_config("longformer")
+    config.attention_window = windows
+    weights = MemoryWeights(tiny("longformer").state_dict())
+    for role, span in spans(6, 0, 1).items():
+        stage = build_stage(config, weights, role, span, causal=False)
+        assert stage.window == 8  # also where its own blocks have smaller windows, or none at all
+        layout = layout_of([5, 11])
+        assert stage(random_hidden(layout), layout).shape == (2, 11, WIDTH)
+
+
 def test_factors_depend_on_the_seed_and_the_name_alone() -> None:
     lora = LoraSettings(rank=3)
     torch.manual_seed(0)

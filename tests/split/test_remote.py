@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer
 from fellrec.split.wire import Frame, FrameKind, decode_frame, encode_frame
 from tests.builders import (
+    KINDS,
     LAYERS,
     TARGETS,
     WIDTH,
@@ -38,7 +40,7 @@ from tests.builders import (
 
 SEED, ROUND, STEP = 5, 3, 0
 MODELS = [("bert", True), ("bert", False), ("roberta", False), ("roberta", True)]
-MODELS += [(kind, True) for kind in ("llama", "qwen3", "mistral")]
+MODELS += [(kind, True) for kind in ("llama", "qwen3", "mistral", "smollm3", "gemma")]
 CUTS = [(0, 0), (2, 1), (0, 1), (1, 0), (3, 3), (6, 0)]
 
 
@@ -161,12 +163,17 @@ def run_plain(
         ]
     )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    if kind == "roberta":
+    options: dict[str, Any] = {"use_cache": False}
+    if kind in ("roberta", "longformer"):
         positions = positions + 2  # places count from pad_token_id + 1
+    if kind == "longformer":
+        first = torch.zeros_like(mask)
+        first[:, 0] = 1
+        options = {"global_attention_mask": first}
     entry = random_hidden(layout_of(lengths, side)).requires_grad_()
     hidden = plain(
-        inputs_embeds=entry, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
+        inputs_embeds=entry, attention_mask=mask, position_ids=positions, **options
+    ).last_hidden_state[:, :width]
     output = hidden[mask.bool()]
     loss_of(output).backward()
     assert entry.grad is not None
@@ -188,6 +195,19 @@ def test_split_equals_whole(kind: str, causal: bool, side: Side, dropout: float)
         assert (plain.output - whole.output).abs().max() > 0.01
     else:
         assert_same(whole, plain)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("lengths", [[11, 1, 6, 19], [8, 8], [3]])
+def test_split_equals_whole_in_windows(lengths: list[int], dropout: float) -> None:
+    layout = layout_of(lengths)
+    whole, factors = run_whole("longformer", False, layout, dropout)
+    assert all(gradient.abs().max() > 1e-4 for gradient in whole.factors.values())
+    for k_in, k_out in CUTS:
+        found = run_split("longformer", False, layout, dropout, factors, k_in, k_out)
+        assert_same(found, whole)
+    if not dropout:
+        assert_same(whole, run_plain("longformer", False, lengths, "right", factors))
 
 
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [1], [1, 1], [12]])
@@ -222,7 +242,7 @@ def test_what_stands_in_the_padding_does_not_matter(side: Side) -> None:
 
 
 @pytest.mark.parametrize("k_in", [0, 2])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_cut_in_memory_gives_the_models_own_outputs(kind: str, k_in: int) -> None:
     model = tiny(kind)
     parts = cut(model, k_in, 1)

@@ -1,4 +1,4 @@
-"""Some of the examples, some of the users: drawn by each client itself, in numbers that fit its size.
+"""Some of the examples, some of the users: drawn by each client, in numbers that fit its size.
 
 Only counts leave a client for this: the coordinator says how many, never which.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fellrec.data.interactions import Split
 from fellrec.data.sampling import few_shot, some_users
 from fellrec.errors import TrainingError
-from fellrec.evaluation.ranking import rank_scores, ranking_metrics
+from fellrec.evaluation.ranking import mean_metrics, rank_scores, ranking_metrics
 from fellrec.models.adapters import write
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
@@ -196,12 +196,31 @@ class Client:
         Users without targets, and those that were not drawn, are NaN. Raises TrainingError when the
         model's scores are no numbers.
         """
+        return self._evaluate(target, [None])[0]
+
+    def validate(self, metric: str) -> float:
+        """Return the mean validation score, with the recommender's best way of weighing scores.
+
+        Where it has several, that one is chosen, of equal ones the first. NaN without targets.
+        """
+        every = self.recommender.choices
+        found = self._evaluate("valid", [None] if every == 1 else range(every))
+        means = [mean_metrics(scores)[metric] for scores in found]
+        best = max(range(len(means)), key=lambda choice: means[choice])
+        if every > 1:
+            self.recommender.choose(best)
+        return means[best]
+
+    def _evaluate(
+        self, target: Literal["valid", "test"], choices: Sequence[int | None]
+    ) -> list[Scores]:
+        """Score each way of weighing; the model runs once for all of them."""
         self.begin_serving()
         history = self.data.history(target)
         targets = self.data.valid if target == "valid" else self.data.test
         asked = self.scored(target)
         k = max(self.settings.ks)
-        ranked = np.full((len(self.data), k), -1, dtype=np.int32)
+        ranked = np.full((len(choices), len(self.data), k), -1, dtype=np.int32)
         chosen = history.take(asked)
         for batch in self.recommender.serving_batches(chosen, self.settings.evaluation_batch):
             scores = self.recommender.score(self.trunk, batch, k)
@@ -210,12 +229,16 @@ class Client:
                     f"client {self.name}: its scores are no numbers; lower train.learning_rate"
                 )
             rows = asked[batch.rows]
-            ranked[rows] = rank_scores(scores, history.take(rows), k)
-        metrics = ranking_metrics(ranked, targets, self.settings.ks)
+            for number, choice in enumerate(choices):
+                weighed = self.recommender.reweighted(scores, choice)
+                last = number == len(choices) - 1  # ranking writes into what it is given
+                weighed = weighed if last or weighed is not scores else scores.clone()
+                ranked[number, rows] = rank_scores(weighed, history.take(rows), k)
         left_out = np.setdiff1d(np.arange(len(self.data)), asked)
-        for values in metrics.values():
+        found = [ranking_metrics(each, targets, self.settings.ks) for each in ranked]
+        for values in (values for metrics in found for values in metrics.values()):
             values[left_out] = np.nan
-        return metrics
+        return found
 
     def scored(self, target: Literal["valid", "test"]) -> npt.NDArray[np.int64]:
         """Return the users that are scored, as rows of the data: the same ones every time."""

@@ -23,7 +23,6 @@ from fellrec.balance import Mixture
 from fellrec.config import RunConfig
 from fellrec.data.partition import describe
 from fellrec.errors import ConfigError, FellrecError, TrainingError, WireError
-from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.aggregate import mix_rows
 from fellrec.federation.client import Client, Scores, TrainReport, check_finite
 from fellrec.federation.coordinator import draw, judge, strategy_of, weigh
@@ -238,6 +237,8 @@ class Simulation:
         """Score a client's mixed model before further training, and keep it if it is the best."""
         with turn(self.workspace, self.clients[name], t, model) as it:
             score = self._validate(t, it.client)
+        if it.client.recommender.choices > 1:  # what validation chose is part of the model now
+            self.store.put(t + 1, CLIENT, name, "private", it.finished().private)
         standing, improved = judge(standing, score, t + 1, self.config.train.patience)
         self.store.keep_best(t + 1, name, improved=improved)
         return score, standing
@@ -245,7 +246,7 @@ class Simulation:
     def _validate(self, t: int, client: Client) -> float:
         self.observer.scoring(client.name, "validation")
         self._count(client.name, t, "up", {"metrics": _METRIC_BYTES})
-        return mean_metrics(client.evaluate("valid"))[self.config.evaluation.metric]
+        return client.validate(self.config.evaluation.metric)
 
     def _shapes(self) -> dict[str, torch.Size]:
         """Names and shapes of what is mixed: the client's exchanged tensors, then the trunk's."""

@@ -47,7 +47,10 @@ def target_pattern(family: Family, targets: tuple[str, ...]) -> str:
     paths: list[str] = []
     for target in targets:
         group = groups.get(target)
-        paths += [re.escape(p) for p in group] if group else [rf"(?:.*\.)?{re.escape(target)}"]
+        if group:  # Longformer's first position has modules of its own, called the same and global
+            paths += [rf"{re.escape(path)}(?:_global)?" for path in group]
+        else:
+            paths.append(rf"(?:.*\.)?{re.escape(target)}")
     return rf"{re.escape(family.layers)}\.\d+\.(?:{'|'.join(paths)})"
 
 

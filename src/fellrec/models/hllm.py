@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from fellrec.data.interactions import Ragged
 from fellrec.errors import ModelError
+from fellrec.models.batching import like_lengths
 from fellrec.models.dropout import StepKey
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
 from fellrec.models.stages import Stage
 
 ItemResidual = Literal["shared", "local", "none"]
-_POOL = 8  # batches whose rows are sorted by length together: little padding, still shuffled
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,10 @@ class Hllm(Recommender):
     ) -> list[Batch]:
         """One epoch: each history's last window, and up to `windows` - 1 earlier ones at random."""
         row, start, stop = _windows(histories, self.settings.history + 1, windows, rng)
-        order = rng.permutation(len(row))
-        lengths = stop - start
-        batches: list[Batch] = []
-        for pool in range(0, len(order), batch_size * _POOL):
-            pooled = order[pool : pool + batch_size * _POOL]
-            pooled = pooled[np.argsort(lengths[pooled], kind="stable")]
-            for first in range(0, len(pooled), batch_size):
-                chosen = pooled[first : first + batch_size]
-                batches.append(
-                    _batch(histories.values, row[chosen], start[chosen], stop[chosen], train=True)
-                )
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return [
+            _batch(histories.values, row[chosen], start[chosen], stop[chosen], train=True)
+            for chosen in like_lengths(stop - start, batch_size, rng)
+        ]
 
     def serving_batches(self, histories: Ragged, batch_size: int) -> Iterator[Batch]:
         """Yield the last `history` items of each history, in batches of like lengths."""

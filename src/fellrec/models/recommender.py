@@ -158,6 +158,18 @@ class Recommender(nn.Module, ABC):
         spare itself the order of what comes behind them.
         """
 
+    @property
+    def choices(self) -> int:
+        """How many ways of weighing scores there are, among which validation chooses."""
+        return 1
+
+    def choose(self, choice: int) -> None:
+        """Weigh scores in one of the ways from now on."""
+
+    def reweighted(self, scores: Tensor, choice: int | None = None) -> Tensor:
+        """Weigh scores, (batch, items) both; None: in the chosen way."""
+        return scores
+
     @abstractmethod
     def own_tensors(self) -> dict[str, tuple[Kind, nn.Parameter]]:
         """Return the trained tensors besides the adapters, with their kinds."""

@@ -6,7 +6,7 @@ the head pass their input through instead; the final norm stays with the tail. P
 the configuration are sliced with the layers, and each slice counts its layers from 0.
 
 Longformer's blocks attend within windows, and globally at the first position, whose text they read
-for all others: each of its stages pads to the window and builds that mask for itself.
+for all others: each of its stages pads to the whole model's windows and builds that mask itself.
 
 Weights are read by name, each stage its own. Attention dropout is switched off: the fused kernels
 draw it from global random state, and every mask here has to be the same in a split and a whole
@@ -16,6 +16,7 @@ model. Hidden dropout and LoRA dropout are keyed (`dropout.py`).
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from fellrec.models.layout import Layout
 from fellrec.models.weights import MemoryWeights, SafetensorsWeights, Weights
 
 Role = Literal["head", "trunk", "tail", "whole"]
+_OUTPUT = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,18 @@ class Stage(nn.Module):
     """Some consecutive blocks of a base model, with what belongs before or after them.
 
     role: which part this is. first: whole-model number of its first block. body: the sliced model.
-    key: where training stands, shared by its dropout modules.
+    window: positions come in multiples of this, 0 where any number will do. key: where training
+    stands, shared by its dropout modules.
     """
 
     def __init__(
-        self, body: PreTrainedModel, role: Role, first: int, family: Family, causal: bool
+        self,
+        body: PreTrainedModel,
+        role: Role,
+        first: int,
+        family: Family,
+        causal: bool,
+        window: int = 0,
     ) -> None:
         super().__init__()
         self.body = body
@@ -126,6 +135,7 @@ class Stage(nn.Module):
         self.first = first
         self.family = family
         self.causal = causal
+        self.window = window
         self.key = StepKey()
         self._cache: StageCache | None = None
         self._offset = 0
@@ -172,9 +182,9 @@ class Stage(nn.Module):
         Only valid positions mean anything. A causal model padded on the right needs no mask at
         all, since nothing valid attends to what stands behind it; that keeps the fast kernel.
         """
-        masked = not layout.full and not (self.causal and layout.side == "right")
-        if self.body.config.model_type == "longformer":
+        if self.window:
             return self._windowed(hidden, layout)
+        masked = not layout.full and not (self.causal and layout.side == "right")
         return self._run(hidden, layout.valid if masked else None, layout.positions)
 
     def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
@@ -226,28 +236,26 @@ class Stage(nn.Module):
     def _windowed(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Run Longformer's blocks: whole windows, and global attention at each row's first place.
 
-        The model would pad by itself, but with the embedding of a token that only the head has.
+        The model would pad by itself, but with the embedding of a token that only the head has, and
+        to the windows of its own blocks: all stages have to pad alike, or masks of dropout differ.
         """
-        if not self.blocks:
-            return self._embedded(hidden, layout)
-        window = max(self.body.config.attention_window)
-        added = -layout.width % window
+        added = -layout.width % self.window
+        padded = F.pad(hidden, (0, 0, 0, added))
+        positions = F.pad(layout.positions.to(hidden.device), (0, added)) + self._offset
+        if not self.blocks:  # the model itself asks for a block's window
+            embeddings = self.body.get_submodule(self.family.embeddings)
+            embedded: Tensor = embeddings(inputs_embeds=padded, position_ids=positions)
+            return embedded[:, : layout.width]
         valid = F.pad(layout.valid.to(hidden.device, torch.int64), (0, added))
         first = torch.zeros_like(valid)
         first[:, 0] = 1
         output = self.body(
-            inputs_embeds=F.pad(hidden, (0, 0, 0, added)),
+            inputs_embeds=padded,
             attention_mask=valid,
             global_attention_mask=first,
-            position_ids=F.pad(layout.positions.to(hidden.device), (0, added)) + self._offset,
+            position_ids=positions,
         )
         return output.last_hidden_state[:, : layout.width]  # type: ignore[no-any-return]  # as above
-
-    def _embedded(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """What a Longformer stage without blocks does; the model itself asks for a window."""
-        embeddings = self.body.get_submodule(self.family.embeddings)
-        positions = layout.positions.to(hidden.device) + self._offset
-        return embeddings(inputs_embeds=hidden, position_ids=positions)  # type: ignore[no-any-return]  # nn.Module
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
         """The frozen tensors of the base; an adapter's are not, even where training skips them."""
@@ -334,9 +342,15 @@ def build_stage(
     for module in body.modules():
         if module._non_persistent_buffers_set:  # positions and rotary tables are computed
             body._init_weights(module)
-    stage = Stage(body.eval(), role, span.start, family, causal)
+    stage = Stage(body.eval(), role, span.start, family, causal, _window(config))
     _load(stage, weights, config)
     return stage
+
+
+def _window(config: PretrainedConfig) -> int:
+    """The number of positions that all of Longformer's windows divide; 0 for other models."""
+    windows = getattr(config, "attention_window", 0)
+    return math.lcm(*windows) if isinstance(windows, list) else int(windows)
 
 
 def _slice_config(
@@ -400,6 +414,30 @@ def load_stage(
     span = spans(config.num_hidden_layers, k_in, k_out)[role]
     weights = SafetensorsWeights(folder)
     return build_stage(config, weights, role, span, causal=causal, tokens=tokens, dropout=dropout)
+
+
+def load_output(folder: Path, head: Stage) -> Tensor:
+    """Return the output layer of a causal language model, (vocabulary, d) float32, frozen.
+
+    Where it is tied to the token embedding it is the head's own memory: held and counted once.
+    Raises ModelError when the base has none.
+    """
+    config = load_config(folder)
+    table: nn.Parameter = head.body.get_submodule(head.family.tokens).get_parameter("weight")
+    if config.tie_word_embeddings:
+        return table.detach()
+    weights = SafetensorsWeights(folder)
+    if _OUTPUT not in set(weights.names()):
+        raise ModelError(
+            f"{folder}: has no output layer ({_OUTPUT}); use a causal language model as base"
+        )
+    output = weights.read([_OUTPUT])[_OUTPUT].to(torch.float32)
+    if output.shape != table.shape:
+        raise ModelError(
+            f"{_OUTPUT} has shape {tuple(output.shape)}, the token embedding {tuple(table.shape)}; "
+            "use weights that belong together"
+        )
+    return output
 
 
 def cut(model: PreTrainedModel, k_in: int, k_out: int, *, causal: bool | None = None) -> Stages:

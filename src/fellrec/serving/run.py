@@ -123,6 +123,7 @@ class RunClient:
             self.client.begin_serving()
             batch = next(self.client.recommender.serving_batches(row, 1))
             scores = self.client.recommender.score(self.client.trunk, batch, k + len(hidden))
+            scores = self.client.recommender.reweighted(scores)
         values = scores[0].clone()
         known = Ragged.from_rows([np.asarray([*items, *hidden], dtype=np.int32)])
         ranked = rank_scores(scores, known, min(k, len(catalogue)))[0]
