@@ -67,7 +67,7 @@ class TrunkServer:
 
     def initial(self) -> dict[str, Tensor]:
         """The adapter that every client starts from."""
-        return {name: p.detach() for name, p in adapter(self._base).items()}
+        return {name: p.detach().cpu() for name, p in adapter(self._base).items()}
 
     def open(
         self,
@@ -89,7 +89,7 @@ class TrunkServer:
     def close(self, client: str) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """End a session: return the adapter, the optimiser's state and the seconds spent."""
         session = self._sessions.pop(client)
-        factors = {name: p.detach() for name, p in adapter(session.stage).items()}
+        factors = {name: p.detach().cpu() for name, p in adapter(session.stage).items()}
         return factors, session.optimiser.state(), session.seconds
 
     def drop(self, client: str) -> None:
@@ -167,6 +167,8 @@ class TrunkServer:
             session.stage.forget()
             if request.positions is None:
                 return layout.pack(session.stage(layout.unpack(packed), layout))
+            if not self._base.family.decoder:
+                raise WireError("texts to write, but the trunk is an encoder's")
             if request.positions.any() or layout.side != "left":
                 raise WireError("prompts start at position 0 and are padded on the left")
             self._check_cache(len(layout.lengths), layout.width)
@@ -226,7 +228,7 @@ class TrunkServer:
         if request.tensor is None or request.tensor.shape != exit_.shape:
             raise WireError(f"a gradient that does not fit an output of {tuple(exit_.shape)}")
         session.stage.key.micro = request.micro
-        torch.autograd.backward(exit_, request.tensor)
+        torch.autograd.backward(exit_, request.tensor.to(exit_.device))
         if entry.grad is None:
             raise WireError("the trunk gave no gradient")
         return entry.grad
