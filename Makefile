@@ -1,16 +1,18 @@
-# make setup | test | demo | bench | clean | help
+# make setup | test | demo | results | results-run | bench | clean | help
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What docs/results.md compares, each beside its untrained base.
+RESULTS := ml100k bigrec-ml100k recformer-ml100k
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo bench clean
+.PHONY: help setup test demo results results-run bench clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the tested versions; again only when they change
 
@@ -28,6 +30,13 @@ test: $(STAMP)  ## style, types, tests
 
 demo: $(STAMP)  ## the full method on MovieLens-100K, in minutes; each time in a new folder
 	$(BIN)/fellrec train demo --out $(DEMO_OUT)
+
+results: $(STAMP)  ## docs/results.md again, from the finished runs kept in results/
+	$(BIN)/fellrec results table --out docs/results.md
+
+results-run: $(STAMP)  ## train what results/ lacks (hours), then docs/results.md; goes on if stopped
+	$(BIN)/fellrec results run $(RESULTS)
+	$(BIN)/fellrec results table --out docs/results.md
 
 bench: $(STAMP)  ## every script in benchmarks/
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -321,7 +321,8 @@ def tiny_bigrec(
 ) -> tuple[Bigrec, Stage]:
     """Return a BIGRec over a random language model with a tied output layer, and its trunk."""
     model = tiny(kind, layers, TEXT_VOCABULARY, 400)
-    lora = LoraSettings(rank=4, alpha=8, dropout=dropout)
+    # With its frozen embeddings, a random model learns to write by more than queries and values.
+    lora = LoraSettings(rank=8, alpha=16, dropout=dropout, targets=("attention", "mlp"))
     head, trunk, tail = (
         stage_of(model, role, k_in, k_out, tokens=True, dropout=dropout, lora=lora)
         for role in ("head", "trunk", "tail")

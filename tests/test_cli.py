@@ -349,6 +349,61 @@ def test_recommend_refuses_what_it_does_not_know(trained: tuple[Path, str]) -> N
     assert "either" in refused(call(*run, "--user", "u0", "--history", "space story 0"))
 
 
+def test_an_untrained_run_reports_and_resumes(recipe: Path, tmp_path: Path) -> None:
+    words = ("train", recipe, "--set", "train.rounds=0", "--out", tmp_path / "run")
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "overall" in result.stdout and "round " not in result.stdout
+    assert call(*words, "--resume", "--json").exit_code == 0
+
+
+def test_results_are_kept_and_written_down(trained: tuple[Path, str], tmp_path: Path) -> None:
+    folder = ("--results", tmp_path / "results")
+    assert "no results yet" in refused(call("results", "table", *folder))
+    result = call("results", "add", trained[0], "--name", "mine", *folder)
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"kept \S*/mine, beside popularity-toys-[0-9a-f]{6}\n", result.stdout)
+    assert "exists already" in refused(
+        call("results", "add", trained[0], "--name", "mine", *folder)
+    )
+    assert call("results", "add", trained[0], *folder).exit_code == 0  # by the run's own name
+    assert call("results", "add", trained[0], "--replace", *folder).exit_code == 0
+    shown = call("results", "table", *folder)
+    assert (
+        shown.exit_code == 0 and "| `mine` | 27 |" in shown.stdout and "| `run` |" in shown.stdout
+    )
+    page = tmp_path / "new" / "results.md"
+    assert f"wrote {page}" in call("results", "table", "--out", page, *folder).stdout
+    assert page.read_text() == shown.stdout
+    assert "can't be written" in refused(call("results", "table", "--out", tmp_path, *folder))
+    (tmp_path / "results" / "mine" / "scores.csv").write_text("")
+    assert "was changed" in refused(call("results", "table", *folder))
+
+
+def test_results_that_are_missing_are_made(recipe: Path, tmp_path: Path) -> None:
+    folders = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    result = call("results", "run", recipe, *folders)
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stdout.splitlines() if line.startswith("kept ")] == [
+        f"kept {tmp_path}/results/toys-untrained",
+        f"kept {tmp_path}/results/toys",
+    ]
+    again = call("results", "run", recipe, *folders)
+    assert again.stdout.splitlines() == [
+        f"{tmp_path}/results/toys-untrained stands",
+        f"{tmp_path}/results/toys stands",
+    ]
+    # A run that stopped half-way goes on, and one that ended is only kept.
+    shutil.rmtree(tmp_path / "results" / "toys")
+    (tmp_path / "runs" / "toys" / "summary.json").unlink()
+    result = call("results", "run", recipe, *folders)
+    assert "round " not in result.stdout and result.stdout.endswith("results/toys\n")
+    shutil.rmtree(tmp_path / "results" / "toys")
+    result = call("results", "run", recipe, *folders)
+    assert result.stdout.splitlines()[-1] == f"kept {tmp_path}/results/toys"
+    assert "| `toys` |" in call("results", "table", *folders[2:]).stdout
+
+
 @pytest.mark.parametrize(
     "words",
     [["train"], ["nosuch"], ["train", "smoke", "--nosuch"], ["recommend", "r", "--user", "u"]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from fellrec.config import RunConfig, parse_override, recipes
 from fellrec.errors import ConfigError
+
+PAPER = ("bigrec", "recformer")
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
@@ -26,9 +29,42 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def test_shipped_recipes_are_valid_and_named_after_themselves() -> None:
-    assert recipes() == ["demo", "ml100k", "smoke"]
+    assert recipes() == [
+        "bigrec-ml100k",
+        "demo",
+        "ml100k",
+        "paper/bigrec-games",
+        "paper/recformer-games",
+        "recformer-ml100k",
+        "smoke",
+    ]
     for name in recipes():
-        assert RunConfig.from_toml(name).name == name
+        assert RunConfig.from_toml(name).name == name.replace("/", "-")
+
+
+def test_shipped_recipes_are_packed() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    packed = project["tool"]["setuptools"]["package-data"]["fellrec"]
+    for name in recipes():
+        assert any(Path(f"recipes/{name}.toml").match(pattern) for pattern in packed), name
+
+
+def test_the_papers_recipes_are_the_references_settings() -> None:
+    """METHOD, section 1 and 2."""
+    bigrec, recformer = (RunConfig.from_toml(f"paper/{name}-games") for name in PAPER)
+    for config, beta, rate, cut in (
+        (bigrec, 1.0, 1e-4, (20, 1)),
+        (recformer, 5.0, 5e-5, (10, 1)),
+    ):
+        assert (config.model.k_in, config.model.k_out) == cut
+        assert (config.balance.alpha, config.balance.beta) == (0.7, beta)
+        assert config.balance.heating == "reference"
+        assert config.train.learning_rate == rate
+        assert config.clients.count == 5
+        lora = config.lora
+        assert (lora.rank, lora.alpha, lora.dropout) == (8, 16, 0.05)
+        assert lora.targets == ("query-value",)
+        assert config.model.history == 10
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -170,7 +206,9 @@ def test_a_wrong_override_is_called_one(key: str) -> None:
 
 
 def test_unknown_recipes_and_files() -> None:
-    with pytest.raises(ConfigError, match="no recipe is named 'dmo'; there are demo, ml100k, smok"):
+    with pytest.raises(
+        ConfigError, match=r"no recipe is named 'dmo'; there are .*, demo, ml100k, "
+    ):
         RunConfig.from_toml("dmo")
     with pytest.raises(ConfigError, match=r"nowhere\.toml: can't be read \(No such file"):
         RunConfig.from_toml("nowhere.toml")

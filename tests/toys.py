@@ -19,6 +19,7 @@ from transformers import (
     BertConfig,
     BertModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -33,7 +34,8 @@ ITEMS, USERS, WIDTH, ENCODER_WIDTH, BLOCKS = 36, 27, 32, 24, 3
 
 @dataclass(frozen=True)
 class Toys:
-    """data: folder of the data set. bert, llama: base models. encoder: another width. cache: empty.
+    """data: folder of the data set. bert, llama, lm: base models, lm with an output layer. encoder:
+    another width. cache: empty.
 
     Use `recipe` for a run; the cache belongs into the variable FELLREC_CACHE.
     """
@@ -41,6 +43,7 @@ class Toys:
     data: Path
     bert: Path
     llama: Path
+    lm: Path
     encoder: Path
     cache: Path
 
@@ -73,12 +76,13 @@ class Toys:
 
 def build(folder: Path) -> Toys:
     """Write everything below `folder`."""
-    toys = Toys(*(folder / name for name in ("toys", "bert", "llama", "encoder", "cache")))
+    toys = Toys(*(folder / name for name in ("toys", "bert", "llama", "lm", "encoder", "cache")))
     _write_data(toys.data)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         _save(BertModel(_bert(WIDTH), add_pooling_layer=False), toys.bert)
         _save(LlamaModel(_llama()), toys.llama)
+        _save(LlamaForCausalLM(_language_model()), toys.lm)
         _save(BertModel(_bert(ENCODER_WIDTH), add_pooling_layer=False), toys.encoder)
     toys.cache.mkdir()
     return toys
@@ -154,3 +158,10 @@ def _llama() -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def _language_model() -> LlamaConfig:
+    config = _llama()
+    config.tie_word_embeddings = True
+    config.max_position_embeddings = 256  # a prompt is longer than eight items
+    return config

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from typer.core import TyperGroup
 from fellrec import __version__
 from fellrec import console as show
 from fellrec.errors import ConfigError, FellrecError
+
+if TYPE_CHECKING:
+    from fellrec.config import RunConfig
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 REFUSED = 2
@@ -51,10 +54,15 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Bring your own data; see what has a name.")
 app.add_typer(data, name="data")
+results = typer.Typer(no_args_is_help=True, help="Keep finished runs as results; compare them.")
+app.add_typer(results, name="results")
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fellrec train` left.")]
 ClientName = Annotated[
     str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
+]
+ResultsFolder = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Folder of kept results.")
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")
@@ -105,6 +113,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run in that folder.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what it would take: clients, sizes, traffic, memory. Loads no weights, "
+            "trains nothing, leaves nothing.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe, and leave a folder with adapters, scores and logs.
@@ -116,8 +132,11 @@ def train(
 
     changes = settings or []
     config = RunConfig.from_toml(recipe, dict(map(parse_override, changes)))
-    path = out if out is not None else Path("runs") / config.name
     console = show.make_console(stderr=as_json)
+    if dry_run:
+        _foresee(config, console, as_json)
+        return
+    path = out if out is not None else Path("runs") / config.name
     sets = [word for change in changes for word in ("--set", change)]
     again = ["fellrec", "train", recipe, *sets, "--out", str(path), "--resume"]
     with _resumable(path, shlex.join(again)):
@@ -132,6 +151,22 @@ def train(
         typer.echo(json.dumps(result.summary, indent=2))
     else:
         _report(console, result.path)
+
+
+def _foresee(config: RunConfig, console: Console, as_json: bool) -> None:
+    """Print what a recipe would take."""
+    with _waiting(console, "reading the data"):
+        from fellrec.federation.dryrun import dry_run
+
+        _quiet()
+        found = dry_run(config)
+    if as_json:
+        _print_json(found)
+        return
+    console.print(show.foreseen_text(found), soft_wrap=True)
+    for table in (show.foreseen_clients(found), show.foreseen_sides(found)):
+        console.print()
+        console.print(table)
 
 
 def _report(console: Console, path: Path) -> None:
@@ -341,6 +376,91 @@ def list_() -> None:
     from fellrec.data.sources import known
 
     show.make_console().print(show.known_table(known()))
+
+
+@results.command("add")
+def add(
+    run: RunPath,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the result. Default: the run's."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of a result of that name.")
+    ] = False,
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Keep a finished run as a result: its recipe, summary and per-user scores, without ids.
+
+    Popularity on the same data is kept beside it.
+    """
+    console = show.make_console()
+    with _waiting(console, "starting") as say:
+        from fellrec.results.keeping import keep
+
+        _quiet()
+        kept = keep(run, folder, name, replace=replace, progress=say)
+    console.print(f"kept {folder / kept.cell.name}, beside {kept.baseline.name}", soft_wrap=True)
+
+
+@results.command("table")
+def table(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="File to write. Default: standard output."),
+    ] = None,
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Write the page that compares all kept results, in Markdown."""
+    console = show.make_console(stderr=out is None)
+    with _waiting(console, "drawing users"):
+        from fellrec.results.cells import read_all
+        from fellrec.results.tables import write_page
+
+        text = write_page(read_all(folder), out)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        console.print(f"wrote {out}", soft_wrap=True)
+
+
+@results.command("run")
+def run_(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes or TOML files.")
+    ],
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are made.")
+    ] = Path("runs"),
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Train recipes, and score their bases untrained, where no result stands yet.
+
+    A run that was interrupted goes on. What recipe, code and data have not changed is left alone.
+    """
+    console = show.make_console()
+    with _waiting(console, "starting"):
+        from fellrec.config import RunConfig
+        from fellrec.federation.runs import train as train_run
+        from fellrec.progress import watch
+        from fellrec.results.keeping import keep
+        from fellrec.results.plan import standing, untrained
+
+        _quiet()
+    command = ["fellrec", "results", "run", *names]
+    given = [RunConfig.from_toml(name) for name in names]
+    for config in (each for recipe in given for each in (untrained(recipe), recipe)):
+        path = runs / config.name
+        found = standing(config, folder, runs)
+        if found == "kept":
+            console.print(f"{folder / config.name} stands", soft_wrap=True)
+            continue
+        if found != "finished":
+            again = shlex.join([*command, "--runs", str(runs), "--results", str(folder)])
+            with _resumable(path, again), watch(console, config.evaluation.metric) as observer:
+                train_run(config, path, resume=found == "begun", observer=observer)
+        keep(path, folder, replace=True)
+        console.print(f"kept {folder / config.name}", soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -100,6 +101,13 @@ class ModelConfig(Section):
     """What the learned factor of the cosine scores starts at."""
     dropout: Probability = 0.1
     """Probability with which hidden values are dropped in training."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where stages compute: "auto" takes an accelerator where torch sees one. On a CPU the same
+    recipe gives the same result to the last bit."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the frozen base; adapters and what crosses stay float32."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Linear layers of the frozen blocks in 8 or 4 bits; needs an accelerator and bitsandbytes."""
 
 
 class BigrecConfig(Section):
@@ -298,8 +306,8 @@ class RunConfig(Section):
         """Read a recipe or a file.
 
         Args:
-            source: a shipped recipe's name ("demo"), or the path of a TOML file. A text with a
-                separator or ending in ".toml" is a path.
+            source: a shipped recipe's name ("demo", "paper/bigrec-games"), or the path of a TOML
+                file. Other texts with a separator, and those that end in ".toml", are paths.
             overrides: values by dotted key ("train.rounds") that replace the file's.
 
         Raises:
@@ -337,9 +345,16 @@ class RunConfig(Section):
 
 
 def recipes() -> list[str]:
-    """Return the names of the shipped recipes, sorted."""
-    files = resources.files("fellrec.recipes").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    """Return the names of the shipped recipes, sorted; one in a folder is "folder/name"."""
+    return sorted(_recipes_in(resources.files("fellrec.recipes")))
+
+
+def _recipes_in(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _recipes_in(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".toml"):
+            yield prefix + entry.name.removesuffix(".toml")
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -364,14 +379,16 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _read(source: str | PathLike[str]) -> tuple[str, str, str]:
     """Return the text, its name for errors, and the name of a run that has none."""
-    if isinstance(source, str) and not source.endswith(".toml") and Path(source).name == source:
-        if source not in recipes():
+    if isinstance(source, str):
+        shipped = recipes()
+        if source in shipped:
+            file = resources.files("fellrec.recipes") / f"{source}.toml"
+            return file.read_text("utf-8"), f"{source}.toml", source
+        if not source.endswith(".toml") and Path(source).name == source:
             raise ConfigError(
-                f"no recipe is named {source!r}; there are {', '.join(recipes())}, "
+                f"no recipe is named {source!r}; there are {', '.join(shipped)}, "
                 f"or give the path of a .toml file"
             )
-        file = resources.files("fellrec.recipes") / f"{source}.toml"
-        return file.read_text("utf-8"), f"{source}.toml", source
     path = Path(source)
     try:
         return path.read_text("utf-8"), path.name, path.stem

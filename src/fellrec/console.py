@@ -168,6 +168,71 @@ def cost_text(cost: Row) -> str:
     )
 
 
+def foreseen_text(found: Row) -> str:
+    """Say what a dry run found of the data. found: as `dry_run` gives it."""
+    dropped = found["users_dropped"]
+    left_out = f" ({dropped:,} left out: too few interactions to test)" if dropped else ""
+    return (
+        f"dry run of {plain(found['name'])}: {found['recommender']} on {plain(found['base'])}; "
+        f"{plain(found['dataset'])} with {found['users']:,} users{left_out} and "
+        f"{found['items']:,} items; {found['rounds']} rounds"
+    )
+
+
+_LENGTHS = {
+    "exact": "exact",
+    "tokenised": "from the base's own tokens",
+    "estimated": "estimated, four characters a token: the base's tokenizer is not here",
+}
+
+
+def foreseen_clients(found: Row) -> Table:
+    """Show what each client's part in a round would be."""
+    table = _table(
+        "a round's training",
+        ">users",
+        ">sequences",
+        ">steps",
+        ">positions",
+        ">adapter",
+        ">activations",
+        ">gradients",
+    )
+    sums = ("adapter_bytes", "activation_bytes", "gradient_bytes")
+    for row in found["clients"][:_SHOWN_CLIENTS]:
+        counts = [f"{row[key]:,}" for key in ("users", "sequences", "steps", "positions")]
+        table.add_row(plain(row["id"]), *counts, *(decimal(row[key]) for key in sums))
+    clients = len(found["clients"])
+    rest = [_more(clients)] if clients > _SHOWN_CLIENTS else []
+    rest.append(f"bytes are each way; lengths of texts are {_LENGTHS[found['lengths']]}")
+    table.caption = "\n".join(rest)
+    return table
+
+
+def foreseen_sides(found: Row) -> Table:
+    """Show what a client and the server would hold, and the memory of each in training."""
+    cost, memory = found["cost"], found["memory"]
+    table = _table("", ">a client", ">the server")
+    for label, key in (("blocks", "blocks"), ("parameters", "parameters"), ("bytes", "bytes")):
+        values = [cost[f"{side}_{key}"] for side in ("client", "server")]
+        table.add_row(label, *(decimal(v) if key == "bytes" else _millions(v) for v in values))
+    trained = (cost[f"{side}_trained_parameters"] for side in ("client", "server"))
+    table.add_row("trained parameters", *map(_millions, trained))
+    table.add_row("share of all blocks", f"{cost['client_block_share']:.1%}", "")
+    table.add_section()
+    for label, key in (
+        ("memory: weights", "weights"),
+        ("gradients and moments", "training"),
+        ("activations", "activations"),
+        ("items and scores", "scores"),
+        ("in all", "total"),
+    ):
+        values = [memory[side][key] for side in ("client", "server")]
+        table.add_row(label, *map(decimal, values), style="bold" if key == "total" else "")
+    table.caption = "besides the program itself and the data"
+    return table
+
+
 def sample_table(samples: Sequence[Sample], items: int) -> Table:
     """Show users' histories beside their recommendations, and where what they took next stands."""
     table = _table("user", "last in the history", "recommended")

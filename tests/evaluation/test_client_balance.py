@@ -1,9 +1,8 @@
-"""Balance, its sampling floor, and the paired bootstrap."""
+"""Balance, and its sampling floor."""
 
 from __future__ import annotations
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fellrec.errors import DataError
-from fellrec.evaluation import balance, paired_bootstrap, sampling_gap
+from fellrec.evaluation import balance, sampling_gap
 
 
 def test_balance_by_hand() -> None:
@@ -109,61 +108,7 @@ def test_sampling_gap_limits() -> None:
 
 
 def test_drawing_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = ndcg_like(np.random.default_rng(0), 100)
-    other = ndcg_like(np.random.default_rng(1), 100)
-    whole = (
-        sampling_gap(np.split(scores, 4), np.random.default_rng(2), 50),
-        paired_bootstrap(scores, other, np.random.default_rng(2), 50),
-    )
-    # By module: the package's name `balance` is the function.
-    monkeypatch.setattr(sys.modules["fellrec.evaluation.balance"], "_WORKING_ELEMENTS", 700)
-    pieces = (
-        sampling_gap(np.split(scores, 4), np.random.default_rng(2), 50),
-        paired_bootstrap(scores, other, np.random.default_rng(2), 50),
-    )
-    assert pieces[0] == pytest.approx(whole[0])
-    assert pieces[1] == pytest.approx(whole[1])
-
-
-def test_bootstrap_matches_the_normal_interval() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(0.3, 1, 2000), rng.normal(0.1, 1, 2000)
-    difference, low, high = paired_bootstrap(a, b, rng)
-    error = (a - b).std() / math.sqrt(2000)
-    assert difference == pytest.approx((a - b).mean())
-    assert low == pytest.approx(difference - 1.96 * error, abs=0.15 * error)
-    assert high == pytest.approx(difference + 1.96 * error, abs=0.15 * error)
-
-
-def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    inside = 0
-    for _ in range(300):
-        gains = rng.normal(0.2, 1, 80)
-        _, low, high = paired_bootstrap(gains, np.zeros(80), rng, 400)
-        inside += low <= 0.2 <= high
-    assert inside / 300 == pytest.approx(0.95, abs=0.04)  # 3 standard errors
-
-
-def test_bootstrap_is_paired() -> None:
-    # Two methods that differ by exactly 0.01 for each user: no doubt is left, however users vary.
-    scores = np.random.default_rng(0).random(100)
-    found = paired_bootstrap(scores + 0.01, scores, np.random.default_rng(1), 100)
-    assert found == pytest.approx((0.01, 0.01, 0.01))
-
-
-def test_bootstrap_leaves_out_users_without_a_score() -> None:
-    found = paired_bootstrap(
-        [1.0, math.nan, 0.0, 1.0], [0.0, 1.0, math.nan, 0.0], np.random.default_rng(0)
-    )
-    assert found == (1.0, 1.0, 1.0)
-
-
-def test_bootstrap_refusals() -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(DataError, match="do not pair"):
-        paired_bootstrap([1.0], [1.0, 2.0], rng)
-    with pytest.raises(DataError, match="no user"):
-        paired_bootstrap([math.nan], [1.0], rng)
-    with pytest.raises(DataError, match="draws is 0"):
-        paired_bootstrap([1.0], [1.0], rng, 0)
+    scores = np.split(ndcg_like(np.random.default_rng(0), 100), 4)
+    whole = sampling_gap(scores, np.random.default_rng(2), 50)
+    monkeypatch.setattr("fellrec.evaluation.bootstrap._WORKING_ELEMENTS", 700)
+    assert sampling_gap(scores, np.random.default_rng(2), 50) == pytest.approx(whole)

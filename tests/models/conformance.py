@@ -257,9 +257,9 @@ class RecommenderConformance(ABC):
 
     def test_what_is_older_than_the_budget_is_not_read(self) -> None:
         party = self.place()
-        recent = [*range(12), *range(12)]
+        recent = [*range(10), *range(10)]
         rows = [[*old, *recent] for old in ([5] * 40, [7, 2] * 50, [])]
-        rows.append([*recent, 3])
+        rows.append(recent[::-1])
         scores = party.scores(Ragged.from_rows(rows))
         torch.testing.assert_close(scores[0], scores[1])
         torch.testing.assert_close(scores[0], scores[2])
@@ -316,6 +316,8 @@ class RecommenderConformance(ABC):
 
     rate, epochs = 5e-3, 12
     """Of the task below."""
+    gain: float | None = 0.2
+    """What recall must gain by it; None where that takes more steps than a test has."""
 
     def test_a_learnable_task_is_learned(self) -> None:
         """Users walk round a ring of items, so that the next one is certain."""
@@ -335,7 +337,8 @@ class RecommenderConformance(ABC):
         client.train(ROUND, lambda done, total, loss: losses.append(loss))
         tenth = len(losses) // 10
         assert np.mean(losses[-tenth:]) < 0.95 * np.mean(losses[:tenth])
-        assert client.evaluate("valid")["recall@2"].mean() > before + 0.2
+        if self.gain is not None:
+            assert client.evaluate("valid")["recall@2"].mean() > before + self.gain
 
     def client(
         self,

@@ -13,6 +13,7 @@ from fellrec.data.interactions import Catalogue, Ragged
 from fellrec.errors import ModelError
 from fellrec.models.adapters import adapter
 from fellrec.models.bigrec import Bigrec, BigrecSettings
+from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.prompts import PromptSettings
 from fellrec.models.recommender import Batch, Kind
 from fellrec.models.stages import Stage
@@ -105,6 +106,22 @@ def test_the_loss_is_that_of_the_learned_tokens(loss_on: str) -> None:
         steps = torch.log_softmax(read(model, trunk, text[:-1])[1], -1)[-len(learned) :]
         expected -= sum(float(step[token]) for step, token in zip(steps, learned, strict=True))
     assert float(model.loss(trunk, batch).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_learns_what_to_write() -> None:
+    model, stage = tiny_bigrec(settings=BigrecSettings(beams=3))
+    trunk = LocalTrunk(stage)
+    histories = Ragged.from_rows([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
+    own = {name: p for name, (_, p) in model.trained().items()}
+    optimiser = Optimiser(own | adapter(stage), OptimiserSettings(learning_rate=1e-2))
+    (batch,) = model.training_batches(histories, 3, 1, np.random.default_rng(0))
+    for _ in range(60):
+        (model.loss(trunk, batch) / len(batch.targets)).backward()
+        optimiser.step(optimiser.squared_norm())
+    model.eval()
+    model.begin_serving(trunk.eval(), histories)
+    found = scored(model, trunk, Ragged.from_rows([[0, 1], [3, 4], [6, 7]]), k=3)
+    assert found.argmax(1).tolist() == [2, 5, 8]
 
 
 # --- serving --------------------------------------------------------------------------------------
@@ -201,7 +218,7 @@ def twins(count: int) -> Catalogue:
 def test_items_of_one_title_share_its_place_fairly(decode: str) -> None:
     model, trunk = built(twins(3), decode=decode, beams=12)
     rng = np.random.default_rng(0)
-    histories = Ragged.from_rows([rng.integers(3, 12, 4) for _ in range(60)])
+    histories = Ragged.from_rows([rng.integers(3, 12, 4).astype(np.int32) for _ in range(40)])
     first = np.zeros(12)
     for row, scores in enumerate(scored(model, trunk, histories)):
         three = scores[:3]
@@ -210,8 +227,8 @@ def test_items_of_one_title_share_its_place_fairly(decode: str) -> None:
         between = [scores[i] for i in range(3, 12) if i not in histories[row].tolist()]
         assert not any(three.min() < value < three.max() for value in between)
         first[int(three.argmax())] += 1
-    # Twenty each on average, with a standard deviation of 3.7: six of them either way.
-    assert first[:3].min() > 0 and first[:3].max() < 42
+    # 13.3 each on average, with a standard deviation of 3.0: five of them either way.
+    assert first[:3].min() > 0 and first[:3].max() < 29
     assert torch.equal(scored(model, trunk, histories), scored(model, trunk, histories))
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from fellrec.data.interactions import Catalogue
 from fellrec.models.adapters import LoraSettings
+from fellrec.models.bigrec import BigrecSettings
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.recformer import RecformerSettings
 from fellrec.models.recommender import Recommender
 from fellrec.models.stages import Stage
 from fellrec.models.text import encode_texts
-from tests.builders import stage_of, tiny, tiny_recformer
+from tests.builders import stage_of, tiny, tiny_bigrec, tiny_recformer
 from tests.models.conformance import LAYERS, RecommenderConformance
 from tests.toys import Toys
 
@@ -69,3 +70,34 @@ class TestRecformerWithFixedItems(TestRecformer):
 
     settings = RecformerSettings(history=6, max_tokens=24, fixed_after=1)
     rate, epochs = 5e-3, 12
+
+
+class TestBigrec(RecommenderConformance):
+    """BIGRec over a random language model, by each way of bringing texts back to items."""
+
+    kind = "llama"
+    settings = BigrecSettings(decode="trie", beams=3)
+    epochs, gain = 4, None  # test_bigrec.py looks at what it learns to write
+
+    def build(
+        self, catalogue: Catalogue, k_in: int, k_out: int, dropout: float
+    ) -> tuple[Recommender, Stage]:
+        return tiny_bigrec(
+            catalogue,
+            kind=self.kind,
+            k_in=k_in,
+            k_out=k_out,
+            settings=self.settings,
+            dropout=dropout,
+            layers=LAYERS,
+        )
+
+
+class TestBigrecGrounded(TestBigrec):
+    kind = "qwen3"
+    settings = BigrecSettings(decode="ground", beams=2, loss_on="prompt+response")
+
+
+class TestBigrecRetrieving(TestBigrec):
+    kind = "gemma"
+    settings = BigrecSettings(decode="retrieve", strengths=(0.0, 1.0))

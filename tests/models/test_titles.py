@@ -19,7 +19,7 @@ def trie_of(titles: list[tuple[int, ...]]) -> TitleTrie:
 
 def written(live: LiveTitles, node: int = ROOT) -> dict[tuple[int, ...], int]:
     """Walk all paths: what can be written, without the end, and the leaf it ends at."""
-    found = {}
+    found: dict[tuple[int, ...], int] = {}
     for token, after in zip(*live.after(node), strict=True):
         if token == END:
             found[()] = live.leaf(int(after))

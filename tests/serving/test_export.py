@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from fellrec.data.interactions import Ragged
 from fellrec.errors import FellrecError, RunError
 from fellrec.federation.runs import train
+from fellrec.models.item_texts import item_texts
 from fellrec.models.text import encode_texts
 from fellrec.serving.export import export_adapter
 from fellrec.serving.run import Run, load_run
@@ -73,6 +75,35 @@ def test_export(toys: Toys, runs: Path, base: str, overrides: dict[str, object])
     assert not torch.allclose(
         reference(toys, folder, other, [3, 1]), reference(toys, folder, target, [3, 1])
     )
+
+
+@pytest.mark.parametrize("fixed_after", [0, 1])
+def test_export_of_a_recformer(toys: Toys, runs: Path, fixed_after: int) -> None:
+    overrides = {"model.recommender": "recformer", "recformer.fixed_after": fixed_after}
+    run = load_run(train(toys.recipe(overrides), runs / "run").path)
+    target = export_adapter(run, "south", runs / "out")
+    whole = AutoModel.from_pretrained(toys.bert, add_pooling_layer=False)
+    model = PeftModel.from_pretrained(whole, target).eval()
+    own = load_file(target / "recommender.safetensors")
+    assert ("item_table" in own) is (fixed_after > 0)
+    texts = item_texts(run.shares.dataset.catalogue, AutoTokenizer.from_pretrained(toys.bert), 32)
+
+    def encode(history: list[int]) -> Tensor:
+        _, inputs = texts.lay_out(Ragged.from_rows([history[::-1]]))
+        token, place, kind = inputs.unbind(-1)
+        words = whole.get_input_embeddings()(token)
+        with torch.no_grad():
+            hidden = words + own["item_positions"][place] + own["token_types"][kind]
+            output: Tensor = model(inputs_embeds=hidden).last_hidden_state[0, 0]
+        return F.normalize(output, dim=0)
+
+    table = own.get("item_table", torch.zeros(1))
+    if not table.any():  # the best model was not of the second stage
+        table = torch.stack([encode([item]) for item in range(ITEMS)])
+    for history in HISTORIES:
+        scores = table @ encode(history[-8:]) / 0.05
+        for entry in run.client("south").recommend_items(history, k=ITEMS):
+            assert entry.score == pytest.approx(float(scores[int(entry.item[1:])]), abs=1e-4)
 
 
 def test_an_untrained_adapter_would_not_pass(toys: Toys, undisturbed: Path, runs: Path) -> None:

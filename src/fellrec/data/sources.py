@@ -77,6 +77,19 @@ def fetch_model(name_or_path: str | Path, *, cache: Path | None = None) -> Path:
     return path
 
 
+def model_here(name_or_path: str | Path, *, cache: Path | None = None) -> Path | None:
+    """Return the folder of a model, or None of a name that is not in the cache; brings nothing.
+
+    Raises:
+        SourceError: neither a name nor a folder.
+    """
+    if isinstance(name_or_path, str) and name_or_path in MODELS:
+        entry = MODELS[name_or_path]
+        folder = folder_of(entry, cache)
+        return folder if is_complete(entry, folder) else None
+    return _model_folder(name_or_path)
+
+
 def known_config(name_or_path: str | Path, *, cache: Path | None = None) -> dict[str, Any]:
     """Return what a model's config.json says, without any network.
 

@@ -1,4 +1,4 @@
-"""How evenly clients are served, and how much of a difference is luck.
+"""How evenly clients are served, beside what sampling alone would show.
 
 A handful of clients with a few hundred users each differ by sampling alone: a gap means something
 only beside the gap that equally good clients of those sizes would show.
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fellrec.errors import DataError
-
-_WORKING_ELEMENTS = 1 << 20  # values drawn at a time: 8 MiB
+from fellrec.evaluation.bootstrap import in_parts
 
 
 def balance(scores: ArrayLike) -> dict[str, float]:
@@ -59,11 +58,10 @@ def sampling_gap(
     `per_user_scores[c]` (U_c,) are client c's users' scores. Users are permuted over the clients
     `draws` times, so that clients differ by nothing but chance; the (max - min) / max of their
     means is averaged. NaN users, then clients without users, are left out; fewer than two clients
-    give 0.
+    give 0, without a draw.
 
     Raises `DataError` for draws below 1.
     """
-    _check_draws(draws)
     groups = [np.asarray(scores, dtype=np.float64).ravel() for scores in per_user_scores]
     groups = [scores[~np.isnan(scores)] for scores in groups]
     groups = [scores for scores in groups if scores.size]
@@ -73,46 +71,10 @@ def sampling_gap(
     sizes = np.array([len(scores) for scores in groups])
     starts = np.cumsum(sizes) - sizes
     total = 0.0
-    step = max(1, _WORKING_ELEMENTS // len(pooled))
-    for first in range(0, draws, step):
-        shuffled = rng.permuted(np.tile(pooled, (min(step, draws - first), 1)), axis=1)
+    for part in in_parts(draws, len(pooled)):
+        shuffled = rng.permuted(np.tile(pooled, (part, 1)), axis=1)
         means = np.add.reduceat(shuffled, starts, axis=1) / sizes
         top = means.max(axis=1)
         gaps = np.divide(top - means.min(axis=1), top, out=np.zeros_like(top), where=top > 0)
         total += float(gaps.sum())
     return total / draws
-
-
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, rng: np.random.Generator, draws: int = 2000
-) -> tuple[float, float, float]:
-    """Compare two methods on the same users: `(mean of a - b, low, high)`, a 95 % interval.
-
-    a and b (U,) hold the same users in the same order; users are drawn with replacement and the
-    interval is between the 2.5 and 97.5 percentiles. Users that are NaN in either are left out.
-
-    Raises `DataError` when the lengths differ, no user is left, or draws is below 1.
-    """
-    _check_draws(draws)
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.ndim != 1 or first.shape != second.shape:
-        raise DataError(
-            f"scores of shapes {first.shape} and {second.shape} do not pair: "
-            "give the same users in the same order"
-        )
-    gains = first - second
-    gains = gains[~np.isnan(gains)]
-    if not gains.size:
-        raise DataError("no user has a score under both methods: nothing to compare")
-    means: list[NDArray[np.float64]] = []
-    step = max(1, _WORKING_ELEMENTS // len(gains))
-    for done in range(0, draws, step):
-        picked = rng.integers(len(gains), size=(min(step, draws - done), len(gains)))
-        means.append(gains[picked].mean(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(gains.mean()), float(low), float(high)
-
-
-def _check_draws(draws: int) -> None:
-    if draws < 1:
-        raise DataError(f"draws is {draws}: draw at least once")

@@ -137,15 +137,7 @@ class Client:
             parameter.grad = None  # a client whose training broke off has left some
         optimiser = Optimiser(trained, settings.optimiser)
         optimiser.load(self._moments)
-        epochs = [
-            self.recommender.training_batches(
-                self.learned_from,
-                settings.batch_size,
-                settings.windows,
-                self._rng("batches", str(round), str(epoch)),
-            )
-            for epoch in range(settings.local_epochs)
-        ]
+        epochs = [self.epoch(round, number) for number in range(settings.local_epochs)]
         total, step, tokens, loss_sum, targets_sum = sum(map(len, epochs)), 0, 0, 0.0, 0
         for batches in epochs:
             self._training(False)
@@ -167,6 +159,15 @@ class Client:
             steps=step,
             seconds=time.perf_counter() - start,
             waiting=getattr(self.trunk, "seconds", 0.0) - waited,
+        )
+
+    def epoch(self, round: int, number: int) -> list[Batch]:
+        """Return the batches of one of a round's epochs: the same ones every time."""
+        return self.recommender.training_batches(
+            self.learned_from,
+            self.settings.batch_size,
+            self.settings.windows,
+            self._rng("batches", str(round), str(number)),
         )
 
     def _step(self, round: int, step: int, batch: Batch, optimiser: Optimiser) -> float:

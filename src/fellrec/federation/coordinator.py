@@ -12,11 +12,23 @@ import numpy as np
 import torch
 
 from fellrec.balance import Mixture, RoundReport, Strategy, make_strategy
-from fellrec.config import BalanceConfig
+from fellrec.config import BalanceConfig, RunConfig
+from fellrec.errors import ConfigError
 from fellrec.federation.aggregate import similarity
 from fellrec.federation.client import TrainReport
 from fellrec.federation.rows import Rows
 from fellrec.federation.store import Standing
+
+
+def strategy_for(config: RunConfig) -> Strategy:
+    """Build the strategy of a recipe; ConfigError where it does not go with its adapters."""
+    strategy = strategy_of(config.balance)
+    if strategy.space == "update" and config.lora.freeze_a:
+        raise ConfigError(
+            'balance.space: "update" compares the products BA, but lora.freeze_a keeps A from '
+            'the coordinator; use "factors"'
+        )
+    return strategy
 
 
 def strategy_of(balance: BalanceConfig) -> Strategy:

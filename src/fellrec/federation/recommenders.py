@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from fellrec.config import RunConfig
 from fellrec.data.cache import cache_folder
@@ -15,27 +17,45 @@ from fellrec.errors import ModelError
 from fellrec.models.bigrec import Bigrec, BigrecSettings, require_decoder
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.item_texts import item_texts
+from fellrec.models.placement import DTYPES, placement
 from fellrec.models.prompts import Prompts, PromptSettings, vocabulary
 from fellrec.models.recformer import Recformer, RecformerSettings
 from fellrec.models.recommender import Recommender
-from fellrec.models.stages import Role, Stage, load_output, load_stage
+from fellrec.models.stages import Role, Stage, load_output, load_stage, outline_stage, spans
 from fellrec.models.text import encode_texts
 
 Progress = Callable[[int, int], None]
 
 
-def load_part(config: RunConfig, base: Path, role: Role) -> Stage:
-    """Load one stage as the recommender wants it: with tokens or vectors, causal or not."""
+class _Form(TypedDict):
+    """What a recommender asks of all its stages, for `load_stage` and its kin."""
+
+    causal: bool
+    tokens: bool
+    dropout: float
+
+
+def _form(config: RunConfig) -> _Form:
     model = config.model
-    return load_stage(
-        base,
-        role,
-        model.k_in,
-        model.k_out,
+    return _Form(
         causal=model.recommender != "recformer",
         tokens=model.recommender != "hllm",
         dropout=model.dropout,
     )
+
+
+def load_part(config: RunConfig, base: Path, role: Role) -> Stage:
+    """Load one stage as the recommender wants it: with tokens or vectors, causal or not."""
+    model = config.model
+    place = placement(model.device, model.dtype, model.quantize)
+    return load_stage(base, role, model.k_in, model.k_out, **_form(config), place=place)
+
+
+def outline_part(config: RunConfig, architecture: PretrainedConfig, role: Role) -> Stage:
+    """Make the shapes of one stage, without values; neither base nor accelerator need be here."""
+    model = config.model
+    span = spans(architecture.num_hidden_layers, model.k_in, model.k_out)[role]
+    return outline_stage(architecture, role, span, **_form(config), dtype=DTYPES[model.dtype])
 
 
 def build_recommender(
@@ -47,32 +67,38 @@ def build_recommender(
     """
     match config.model.recommender:
         case "hllm":
-            return _hllm(config, dataset, head, tail, progress)
+            vectors = encode_texts(
+                dataset.catalogue.texts(),
+                fetch_model(config.model.item_encoder),
+                cache_folder() / "vectors",
+                progress=progress,
+            )
+            return hllm(config, head, tail, vectors)
         case "recformer":
-            return _recformer(config, dataset, base, head, tail)
+            return recformer(config, dataset, load_tokenizer(base), head, tail)
         case "bigrec":
-            return _bigrec(config, dataset, base, head, tail)
+            require_decoder(head)
+            tokenizer, output = load_tokenizer(base), load_output(base, head)
+            return bigrec(config, dataset, tokenizer, head, tail, output)
 
 
-def _hllm(
-    config: RunConfig, dataset: Dataset, head: Stage, tail: Stage, progress: Progress
-) -> Recommender:
+def hllm(config: RunConfig, head: Stage, tail: Stage, vectors: Tensor) -> Hllm:
+    """Make an HLLM; vectors: (items, d_text) of the items' texts."""
     model = config.model
-    vectors = encode_texts(
-        dataset.catalogue.texts(),
-        fetch_model(model.item_encoder),
-        cache_folder() / "vectors",
-        progress=progress,
-    )
     settings = HllmSettings(model.history, model.item_residual, model.scale_init)
     return Hllm(head, tail, vectors, settings, config.seed)
 
 
-def _recformer(
-    config: RunConfig, dataset: Dataset, base: Path, head: Stage, tail: Stage
-) -> Recommender:
+def recformer(
+    config: RunConfig,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    head: Stage,
+    tail: Stage,
+) -> Recformer:
+    """Make a RecFormer."""
     own = config.recformer
-    texts = item_texts(dataset.catalogue, load_tokenizer(base), own.item_tokens)
+    texts = item_texts(dataset.catalogue, tokenizer, own.item_tokens)
     settings = RecformerSettings(
         config.model.history,
         own.max_tokens,
@@ -83,14 +109,19 @@ def _recformer(
     return Recformer(head, tail, texts, settings)
 
 
-def _bigrec(
-    config: RunConfig, dataset: Dataset, base: Path, head: Stage, tail: Stage
-) -> Recommender:
+def bigrec(
+    config: RunConfig,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    head: Stage,
+    tail: Stage,
+    output: Tensor,
+) -> Bigrec:
+    """Make a BIGRec; output: (vocabulary, d), the output layer of its base."""
     own = config.bigrec
-    require_decoder(head)
     thing, verb = vocabulary(dataset.name, own.thing, own.verb)
     prompts = Prompts(
-        load_tokenizer(base),
+        tokenizer,
         dataset.catalogue.titles,
         PromptSettings(
             thing,
@@ -101,7 +132,7 @@ def _bigrec(
         ),
     )
     settings = BigrecSettings(own.decode, own.beams, own.prompts, own.loss_on, own.popularity)
-    return Bigrec(head, tail, load_output(base, head), prompts, settings)
+    return Bigrec(head, tail, output, prompts, settings)
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:

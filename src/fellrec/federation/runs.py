@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
 from fellrec.federation.files import read_json, sync_folder, write_bytes, write_json
 from fellrec.federation.observer import Observer
+from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.summary import summarise
 from fellrec.federation.turns import publish_start
@@ -48,10 +50,12 @@ def train(
     """
     observer = observer or Observer()
     path = out if out is not None else Path("runs") / config.name
+    begun = time.perf_counter()
     config = _claim(path, config, resume)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     try:
+        begin_session(path, config.model.recommender)
         observer.note("loading data and weights")
         shares = share_data(config)
         workspace = Workspace(
@@ -71,6 +75,7 @@ def train(
             publish_start(path, workspace, name)
         write_scores(path / "clients" / name / "scores.parquet", client.data, scores[name])
     summary = summarise(simulation, state, scores)
+    end_session(path, time.perf_counter() - begun)
     write_json(path / "summary.json", summary)
     return RunResult(path, summary)
 
@@ -98,7 +103,7 @@ def _claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
         raise RunError(f"{path}: no run to resume; leave out --resume to start one")
     if resume and recipe.is_file():
         stored = RunConfig.from_toml(recipe)
-        changed = _difference(stored, config)
+        changed = difference(stored, config)
         if changed:
             raise ConfigError(f"{path}: --resume needs the same recipe, but {changed} differs")
         return stored
@@ -116,7 +121,7 @@ def _claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
     return config
 
 
-def _difference(stored: RunConfig, given: RunConfig) -> str:
+def difference(stored: RunConfig, given: RunConfig) -> str:
     """Name the first key in which two recipes differ; the run's name does not count."""
     for key, value in stored.model_dump().items():
         other = given.model_dump()[key]

@@ -22,10 +22,10 @@ from torch import Tensor
 from fellrec.balance import Mixture
 from fellrec.config import RunConfig
 from fellrec.data.partition import describe
-from fellrec.errors import ConfigError, FellrecError, TrainingError, WireError
+from fellrec.errors import FellrecError, TrainingError, WireError
 from fellrec.federation.aggregate import mix_rows
 from fellrec.federation.client import Client, Scores, TrainReport, check_finite
-from fellrec.federation.coordinator import draw, judge, strategy_of, weigh
+from fellrec.federation.coordinator import draw, judge, strategy_for, weigh
 from fellrec.federation.files import append_line, finite
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.rows import Rows
@@ -67,12 +67,7 @@ class Simulation:
         self.workspace = workspace
         self.observer = observer
         self.store = RunStore(path, config.evaluation.keep_rounds)
-        self.strategy = strategy_of(config.balance)
-        if self.strategy.space == "update" and config.lora.freeze_a:
-            raise ConfigError(
-                'balance.space: "update" compares the products BA, but lora.freeze_a keeps A from '
-                'the coordinator; use "factors"'
-            )
+        self.strategy = strategy_for(config)
         self.clients = {
             name: workspace.client(name, shares.of(number), shares.quotas[number])
             for number, name in enumerate(shares.partition.names)

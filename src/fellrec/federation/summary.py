@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from fellrec.data.sampling import examples
 from fellrec.evaluation.balance import balance, sampling_gap
@@ -19,9 +18,9 @@ from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Scores
 from fellrec.federation.files import finite
 from fellrec.federation.simulation import Simulation
+from fellrec.federation.sizes import sizes
 from fellrec.federation.store import RunState
-from fellrec.federation.workspace import held, seeded
-from fellrec.models.stages import Stage
+from fellrec.federation.workspace import seeded
 from fellrec.split.ledger import Ledger
 
 
@@ -43,7 +42,7 @@ def summarise(
             {
                 "id": name,
                 "users": len(client.data),
-                "examples": examples(client.learned_from),
+                "examples": client.settings.samples or examples(client.data.train),
                 "tokens": tokens[name],
                 "scored": int(np.count_nonzero(~np.isnan(scores[name][metric]))),
                 "valid": standing.best_score if standing else None,
@@ -91,33 +90,13 @@ def _joined(scores: Mapping[str, Scores]) -> Scores:
 def _cost(simulation: Simulation, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Count what each side holds, from its tensors, and sum up what the logs say."""
     workspace = simulation.workspace
-    recommender = workspace.recommender
-    blocks = [block for stage in (recommender.head, recommender.tail) for block in _blocks(stage)]
-    client_parameters, client_bytes = held([recommender])
-    client_blocks, _ = held(blocks)
-    server_parameters, server_bytes, server_blocks, adapter_parameters = 0, 0, 0, 0
-    if workspace.server is not None:
-        base = workspace.server.base
-        server_parameters, server_bytes = held([base])
-        server_blocks, _ = held(_blocks(base))
-        adapter_parameters = sum(p.numel() for p in workspace.initial_trunk().values())
     crossed = Ledger.read(simulation.store.path / "ledger.csv").totals()
     train = sum(line["seconds"] for line in lines)
     server = sum(line["server_seconds"] for line in lines)
     waiting = sum(line["waiting_seconds"] for line in lines)
     steps = sum(line["steps"] for line in lines)
     return {
-        "client_parameters": client_parameters,
-        "client_bytes": client_bytes,
-        "client_blocks": recommender.head.blocks + recommender.tail.blocks,
-        "client_block_parameters": client_blocks,
-        "server_parameters": server_parameters,
-        "server_bytes": server_bytes,
-        "server_blocks": workspace.server.base.blocks if workspace.server else 0,
-        "server_block_parameters": server_blocks,
-        "server_adapter_parameters": adapter_parameters,
-        "client_parameter_share": client_parameters / (client_parameters + server_parameters),
-        "client_block_share": client_blocks / max(client_blocks + server_blocks, 1),
+        **sizes(workspace.recommender, workspace.server.base if workspace.server else None),
         "bytes_up": crossed["bytes_up"],
         "bytes_down": crossed["bytes_down"],
         "train_seconds": round(train, 3),
@@ -127,10 +106,6 @@ def _cost(simulation: Simulation, lines: list[dict[str, Any]]) -> dict[str, Any]
         "server_seconds_per_step": round(server / max(steps, 1), 4),
         "peak_rss_bytes": peak_rss(),
     }
-
-
-def _blocks(stage: Stage) -> list[nn.Module]:
-    return list(stage.body.get_submodule(stage.family.layers).children())
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -87,8 +87,8 @@ def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -
     if server is not None:
         trunk, trunk_moments, it.server_seconds = server.close(client.name)
     it.after = ClientModel(
-        {name: p.detach().clone() for name, p in client.exchanged().items()},
-        {name: p.detach().clone() for name, p in client.private().items()},
+        {name: p.detach().to("cpu", copy=True) for name, p in client.exchanged().items()},
+        {name: p.detach().to("cpu", copy=True) for name, p in client.private().items()},
         trunk,
         client.release(),
         trunk_moments,

@@ -24,7 +24,6 @@ from fellrec.errors import ConfigError, DataError
 from fellrec.federation.client import Client, ClientSettings
 from fellrec.federation.recommenders import build_recommender, load_part
 from fellrec.models.adapters import LoraSettings, adapter, attach
-from fellrec.models.dropout import KeyedDropout
 from fellrec.models.optimiser import OptimiserSettings
 from fellrec.models.recommender import Kind, NoTrunk, Trunk
 from fellrec.models.stages import Role, Stage
@@ -68,14 +67,19 @@ def seeded(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
-def share_data(config: RunConfig) -> Shares:
-    """Load, filter, split and partition the data of a recipe."""
+def load_split(config: RunConfig) -> tuple[Dataset, Split]:
+    """Load, filter and split the data of a recipe."""
     dataset = load_dataset(config.data.source)
     if config.data.k_core:
         dataset = k_core(dataset, config.data.k_core)
     if config.data.max_users:
         dataset = sample_users(dataset, config.data.max_users, seeded(config.seed, "users"))
-    parts = split(dataset, config.data.split)
+    return dataset, split(dataset, config.data.split)
+
+
+def share_data(config: RunConfig) -> Shares:
+    """Load, filter, split and partition the data of a recipe."""
+    dataset, parts = load_split(config)
     clients = config.clients
     shares = partition(
         parts,
@@ -132,6 +136,24 @@ def optimiser_settings(config: RunConfig) -> OptimiserSettings:
     return OptimiserSettings(train.learning_rate, train.weight_decay, train.clip)
 
 
+def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
+    """Read what a client needs of the [train] and [evaluation] sections."""
+    train, evaluation = config.train, config.evaluation
+    return ClientSettings(
+        seed=config.seed,
+        optimiser=optimiser_settings(config),
+        local_epochs=train.local_epochs,
+        batch_size=train.batch_size,
+        micro_batches=train.micro_batches,
+        windows=train.windows,
+        ks=tuple(evaluation.ks),
+        evaluation_batch=evaluation.batch_size,
+        samples=quota.samples,
+        valid_users=quota.valid_users,
+        test_users=quota.test_users,
+    )
+
+
 class Workspace:
     """The model of a run, cut, with every part in this process.
 
@@ -154,7 +176,9 @@ class Workspace:
         self.recommender = build_recommender(config, dataset, self.base, head, tail, progress)
         self.server = self._serve()
         self.trunk = self._connect()
-        self._initial = {n: p.detach().clone() for n, (_, p) in self.recommender.trained().items()}
+        self._initial = {
+            n: p.detach().to("cpu", copy=True) for n, (_, p) in self.recommender.trained().items()
+        }
 
     def load_stage(self, role: Role) -> Stage:
         """Load one stage with its adapter attached."""
@@ -186,21 +210,7 @@ class Workspace:
 
     def client(self, name: str, data: Split, quota: Quota = Quota()) -> Client:
         """Return a client that works on this model when its turn comes."""
-        train, evaluation = self.config.train, self.config.evaluation
-        settings = ClientSettings(
-            seed=self.config.seed,
-            optimiser=optimiser_settings(self.config),
-            local_epochs=train.local_epochs,
-            batch_size=train.batch_size,
-            micro_batches=train.micro_batches,
-            windows=train.windows,
-            ks=tuple(evaluation.ks),
-            evaluation_batch=evaluation.batch_size,
-            samples=quota.samples,
-            valid_users=quota.valid_users,
-            test_users=quota.test_users,
-        )
-        return Client(name, data, self.recommender, self.trunk, settings)
+        return Client(name, data, self.recommender, self.trunk, client_settings(self.config, quota))
 
     def initial(self, *kinds: Kind) -> dict[str, Tensor]:
         """The tensors of some kinds that every client starts from."""
@@ -213,17 +223,3 @@ class Workspace:
     def initial_trunk(self) -> dict[str, Tensor]:
         """The trunk adapter that every client starts from."""
         return self.server.initial() if self.server is not None else {}
-
-
-def held(modules: list[nn.Module]) -> tuple[int, int]:
-    """Count parameters and bytes of all tensors that modules hold, shared storage once.
-
-    The tables of dropout modules are no part of a model.
-    """
-    seen: dict[int, Tensor] = {}
-    for part in (part for module in modules for part in module.modules()):
-        for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
-            if tensor.is_floating_point() and not isinstance(part, KeyedDropout):
-                seen[tensor.data_ptr() or id(tensor)] = tensor
-    tensors = list(seen.values())
-    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)

@@ -82,17 +82,21 @@ def attach(stage: Stage, settings: LoraSettings, seed: int) -> None:
             f"lora.targets {list(settings.targets)} match no module; the base has {leaves}"
         ) from error
     for name, parameter in adapter(stage).items():
+        parameter.data = parameter.data.float()  # peft makes them of the base's precision
         with torch.no_grad():
             if ".lora_A." in name:
                 bound = 1 / math.sqrt(
                     parameter.shape[1]
                 )  # Kaiming-uniform with a = sqrt(5), as peft
                 generator = StepKey(seed=seed).generator("init", name)
-                parameter.uniform_(-bound, bound, generator=generator)
+                # On the CPU, so that the start is the same wherever the stage is.
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                parameter.copy_(drawn)
                 parameter.requires_grad_(not settings.freeze_a)
             else:
                 parameter.zero_()
     key_dropouts(stage.body, stage.key, stage.whole_name)
+    stage.to(stage.place.device)  # the new dropout modules' tables, too
     stage.train(stage.body.training)  # what peft adds starts in training mode
 
 

@@ -72,10 +72,12 @@ class Bigrec(Recommender):
     """The client's part of a BIGRec.
 
     head, tail: stages of a causal language model, adapters attached, the head with tokens. output:
-    (vocabulary, d) float32, the frozen output layer. prompts: the catalogue as tokens.
+    (vocabulary, d), the frozen output layer. prompts: the catalogue as tokens.
 
     Raises ModelError for an encoder as base.
     """
+
+    exported_under = "model."  # a causal language model, with its output layer
 
     def __init__(
         self, head: Stage, tail: Stage, output: Tensor, prompts: Prompts, settings: BigrecSettings
@@ -152,7 +154,7 @@ class Bigrec(Recommender):
         before = np.cumsum(batch.counts) - batch.counts
         shift = np.repeat(ends - batch.counts - before, batch.counts)
         places = torch.from_numpy(shift + np.arange(int(batch.counts.sum())))
-        logits = outputs.index_select(0, places.to(outputs.device)) @ self.output.T
+        logits = _logits(outputs.index_select(0, places.to(outputs.device)), self.output)
         return F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
 
     # --- serving ------------------------------------------------------------------------------
@@ -291,7 +293,7 @@ class Bigrec(Recommender):
     def _last_state(self, trunk: Trunk, batch: Batch) -> Tensor:
         hidden = self.head(self.head.embed(batch.inputs), batch.layout)
         outputs = self.tail(trunk(hidden, batch.layout), batch.layout)
-        return outputs[:, -1].clone()  # type: ignore[no-any-return]  # nn.Module
+        return outputs[:, -1].clone().cpu()  # type: ignore[no-any-return]  # nn.Module
 
     def _table(self, trunk: Trunk) -> Tensor:
         """Vectors of all titles, (leaves, d): one of each leaf's items stands for all."""
@@ -346,13 +348,18 @@ class SplitWriter:
         """Read prompts: (prompts, vocabulary) logits of what comes next."""
         hidden = self._head.prefill(self._head.embed(tokens), layout)
         hidden = self._tail.prefill(self._trunk.prefill(hidden, layout), layout)
-        return (hidden[:, -1] @ self._output.T).cpu()
+        return _logits(hidden[:, -1], self._output).cpu()
 
     def step(self, tokens: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
         """Append one token to each row that goes on: (rows, vocabulary) logits."""
         hidden = self._head.extend(self._head.embed(tokens[:, None]), beams)
         hidden = self._tail.extend(self._trunk.extend(hidden, beams), beams)
-        return (hidden[:, 0] @ self._output.T).cpu()
+        return _logits(hidden[:, 0], self._output).cpu()
+
+
+def _logits(hidden: Tensor, output: Tensor) -> Tensor:
+    """What each state says of each token, (rows, vocabulary) float32."""
+    return (hidden.to(output.dtype) @ output.T).float()
 
 
 def _targets(

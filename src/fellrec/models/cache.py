@@ -60,6 +60,7 @@ class _Layer(DynamicLayer):
         """Let row i continue row `rows[i]`, whose columns before `first` are the same already."""
         for name in ("_keys", "_values"):
             memory = getattr(self, name)
+            rows = rows.to(memory.device)
             if first == 0:
                 chosen = memory.new_empty(len(rows), *memory.shape[1:])
                 chosen[:, :, : self.filled] = memory[rows, :, : self.filled]

@@ -63,7 +63,8 @@ class KeyedDropout(nn.Module):
         # A table turns each random byte into 0 or the scale at once: half the time of comparing,
         # masking and scaling one after another.
         octets = words.view(torch.uint8)[:count].int().to(hidden.device)
-        return hidden * self._factors.index_select(0, octets).view(hidden.shape)
+        dropped = hidden * self._factors.index_select(0, octets).view(hidden.shape)
+        return dropped.to(hidden.dtype)  # the factors are float32, whatever comes in
 
 
 def key_dropouts(module: nn.Module, key: StepKey, whole_name: Callable[[str], str]) -> None:

@@ -65,13 +65,13 @@ class Hllm(Recommender):
         self.head = head
         self.tail = tail
         self.settings = settings
-        width = head.width
+        width, device = head.width, head.place.device
         self.text_vectors: Tensor
-        self.register_buffer("text_vectors", text_vectors, persistent=False)
-        self.projection = nn.Parameter(_orthogonal(width, text_vectors.shape[1], seed))
-        self.scale = nn.Parameter(torch.tensor(settings.scale))
+        self.register_buffer("text_vectors", text_vectors.to(device), persistent=False)
+        self.projection = nn.Parameter(_orthogonal(width, text_vectors.shape[1], seed).to(device))
+        self.scale = nn.Parameter(torch.tensor(settings.scale, device=device))
         self.item_residual = (
-            nn.Parameter(torch.zeros(text_vectors.shape[0], width))
+            nn.Parameter(torch.zeros(text_vectors.shape[0], width, device=device))
             if settings.item_residual != "none"
             else None
         )
@@ -122,7 +122,7 @@ class Hllm(Recommender):
         table = self.item_vectors()
         outputs = batch.layout.pack(self._outputs(trunk, batch, table))
         logits = self.scale * F.normalize(outputs, dim=-1) @ F.normalize(table, dim=-1).T
-        return F.cross_entropy(logits, batch.targets, reduction="sum")
+        return F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
 
     def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
         """Cosine times scale of the last position's output with every item."""
@@ -130,12 +130,13 @@ class Hllm(Recommender):
             raise RuntimeError("begin_serving comes first")
         with torch.no_grad():
             outputs = self._outputs(trunk, batch, self._served).flatten(0, 1)
-            last = outputs.index_select(0, batch.layout.last)
-            return self.scale * F.normalize(last, dim=-1) @ F.normalize(self._served, dim=-1).T
+            last = outputs.index_select(0, batch.layout.last.to(outputs.device))
+            served = F.normalize(self._served, dim=-1)
+            return (self.scale * F.normalize(last, dim=-1) @ served.T).cpu()
 
     def _outputs(self, trunk: Trunk, batch: Batch, table: Tensor) -> Tensor:
         """Look the items up and run all stages: (batch, width, d)."""
-        hidden = self.head(F.embedding(batch.inputs, table), batch.layout)
+        hidden = self.head(F.embedding(batch.inputs.to(table.device), table), batch.layout)
         return self.tail(trunk(hidden, batch.layout), batch.layout)  # type: ignore[no-any-return]  # nn.Module
 
 

@@ -82,7 +82,7 @@ class Layout:
     def pack(self, hidden: Tensor) -> Tensor:
         """Leave the padding out: (batch, width, d) -> (total, d)."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return flat if self.full else flat.index_select(0, self.index)
+        return flat if self.full else flat.index_select(0, self.index.to(flat.device))
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Put the padding back as zeros: (total, d) -> (batch, width, d)."""
@@ -90,5 +90,5 @@ class Layout:
         if self.full:
             return packed.view(batch, self.width, channels)
         flat = packed.new_zeros(batch * self.width, channels)
-        flat.index_copy_(0, self.index, packed)
+        flat.index_copy_(0, self.index.to(flat.device), packed)
         return flat.view(batch, self.width, channels)

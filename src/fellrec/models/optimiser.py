@@ -64,11 +64,11 @@ class Optimiser:
         self._adam.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments and step counts as `exp_avg/<name>` … tensors."""
+        """Return the moments and step counts as `exp_avg/<name>` … tensors, on the CPU."""
         if self._adam is None:
             return {}
         return {
-            f"{moment}/{name}": self._adam.state[parameter][moment]
+            f"{moment}/{name}": self._adam.state[parameter][moment].cpu()
             for name, parameter in self._parameters.items()
             for moment in _MOMENTS
             if parameter in self._adam.state
@@ -89,7 +89,7 @@ class Optimiser:
                 raise RunError(f"the optimiser's state holds {key!r}, which this model does not")
             if moment != "step" and value.shape != parameter.shape:
                 raise RunError(f"the optimiser's state of {name} has shape {tuple(value.shape)}")
-            self._adam.state[parameter][moment] = value.clone()
+            self._adam.state[parameter][moment] = value.to(parameter.device, copy=True)
 
 
 def without(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -88,10 +88,11 @@ class Recformer(Recommender):
         self.settings = settings
         self._room = room
         self._texts = texts.cut(room)  # so that the newest item always fits
-        self.item_positions = nn.Parameter(torch.zeros(settings.history + 1, head.width))
-        self.token_types = nn.Parameter(torch.zeros(TYPES, head.width))
+        width, device = head.width, head.place.device
+        self.item_positions = nn.Parameter(torch.zeros(settings.history + 1, width, device=device))
+        self.token_types = nn.Parameter(torch.zeros(TYPES, width, device=device))
         self.item_table = (
-            nn.Parameter(torch.zeros(len(texts), head.width), requires_grad=False)
+            nn.Parameter(torch.zeros(len(texts), width, device=device), requires_grad=False)
             if settings.fixed_after
             else None
         )
@@ -116,6 +117,11 @@ class Recformer(Recommender):
         if self.item_table is not None and self.head.key.round >= self.settings.fixed_after:
             self.item_table.copy_(self._table)
 
+    @property
+    def epoch_positions(self) -> int:
+        """Positions of the catalogue's texts, each with its first token."""
+        return int(self._texts.lengths().sum()) + len(self._texts)
+
     def begin_serving(self, trunk: Trunk, train: Ragged) -> None:
         """Make the item vectors that all scores share."""
         self._table = self._item_vectors(trunk)
@@ -125,7 +131,7 @@ class Recformer(Recommender):
         """The fixed vectors, else those that the model gives now: (items, d) of length 1."""
         if self.item_table is not None and bool(self.item_table.any()):
             return self.item_table.detach().clone()
-        vectors = torch.empty(len(self._texts), self.head.width)
+        vectors = torch.empty(len(self._texts), self.head.width, device=self.head.place.device)
         for items in by_budget(self._texts.lengths() + 1, _ENCODED_TOKENS):
             rows = Ragged.from_lengths(np.ones(len(items), np.int64), items.astype(np.int32))
             vectors[items] = self._encode(trunk, *self._texts.lay_out(rows))
@@ -157,12 +163,13 @@ class Recformer(Recommender):
 
     def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
         """Cross-entropy of each row's target over the whole catalogue, summed."""
-        return F.cross_entropy(self._logits(trunk, batch), batch.targets, reduction="sum")
+        logits = self._logits(trunk, batch)
+        return F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
 
     @torch.no_grad()
     def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
         """Cosine / temperature of each history with every item."""
-        return self._logits(trunk, batch)
+        return self._logits(trunk, batch).cpu()
 
     def _logits(self, trunk: Trunk, batch: Batch) -> Tensor:
         if self._table is None:
@@ -172,7 +179,7 @@ class Recformer(Recommender):
 
     def _encode(self, trunk: Trunk, layout: Layout, inputs: Tensor) -> Tensor:
         """Run all stages over texts: the first position's output of each, (batch, d), length 1."""
-        token, place, kind = inputs.unbind(-1)
+        token, place, kind = inputs.to(self.item_positions.device).unbind(-1)
         hidden = self.head.embed(token) + F.embedding(place, self.item_positions)
         hidden = self.head(hidden + F.embedding(kind, self.token_types), layout)
         return F.normalize(self.tail(trunk(hidden, layout), layout)[:, 0], dim=-1)

@@ -126,6 +126,8 @@ class Recommender(nn.Module, ABC):
 
     head: Stage
     tail: Stage
+    exported_under = ""
+    """Where the base stands in the model that an adapter is exported for."""
 
     @abstractmethod
     def training_batches(
@@ -140,6 +142,11 @@ class Recommender(nn.Module, ABC):
     def begin_epoch(self, trunk: Trunk) -> None:
         """Make anew what an epoch of training takes as given; called in serving mode."""
 
+    @property
+    def epoch_positions(self) -> int:
+        """Positions that `begin_epoch` sends through all stages, forward only."""
+        return 0
+
     def begin_serving(self, trunk: Trunk, train: Ragged) -> None:
         """Make anew what scores rest on, since tensors may have changed.
 
@@ -152,7 +159,8 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
-        """Score the catalogue for a serving batch: (batch, items) float32, larger is better.
+        """Score the catalogue for a serving batch: (batch, items) float32 on the CPU, larger is
+        better.
 
         k: places that will be read, apart from what the user has taken already; a recommender may
         spare itself the order of what comes behind them.

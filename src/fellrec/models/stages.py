@@ -11,6 +11,9 @@ for all others: each of its stages pads to the whole model's windows and builds 
 Weights are read by name, each stage its own. Attention dropout is switched off: the fused kernels
 draw it from global random state, and every mask here has to be the same in a split and a whole
 model. Hidden dropout and LoRA dropout are keyed (`dropout.py`).
+
+Where a stage's tensors live and in which precision is a `Placement`; what comes in is moved there,
+and what goes out is float32.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +38,13 @@ from fellrec.errors import ModelError
 from fellrec.models.cache import StageCache
 from fellrec.models.dropout import StepKey, key_dropouts
 from fellrec.models.layout import Layout
+from fellrec.models.placement import Placement, quantise, quantised_modules
 from fellrec.models.weights import MemoryWeights, SafetensorsWeights, Weights
 
 Role = Literal["head", "trunk", "tail", "whole"]
 _OUTPUT = "lm_head.weight"
+_HERE = Placement()
+_NOWHERE = torch.device("meta")  # shapes without values
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Stage(nn.Module):
 
     role: which part this is. first: whole-model number of its first block. body: the sliced model.
     window: positions come in multiples of this, 0 where any number will do. key: where training
-    stands, shared by its dropout modules.
+    stands, shared by its dropout modules. place: where its frozen tensors are, and how.
     """
 
     def __init__(
@@ -128,9 +134,11 @@ class Stage(nn.Module):
         family: Family,
         causal: bool,
         window: int = 0,
+        place: Placement = _HERE,
     ) -> None:
         super().__init__()
         self.body = body
+        self.place = place
         self.role: Role = role
         self.first = first
         self.family = family
@@ -165,7 +173,7 @@ class Stage(nn.Module):
         config = self.body.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         channels = getattr(config, "head_dim", None) or self.width // config.num_attention_heads
-        return 2 * 4 * self.blocks * int(heads) * int(channels)
+        return 2 * self.place.dtype.itemsize * self.blocks * int(heads) * int(channels)
 
     def whole_name(self, name: str) -> str:
         """Turn a path below `body` into the path in the whole model."""
@@ -173,11 +181,12 @@ class Stage(nn.Module):
         return re.sub(pattern, lambda m: f"{m[1]}.{int(m[2]) + self.first}", name)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Look up token embeddings: (batch, width) int64 -> (batch, width, d)."""
-        return self.body.get_submodule(self.family.tokens)(tokens)  # type: ignore[no-any-return]  # nn.Module
+        """Look up token embeddings: (batch, width) int64 -> (batch, width, d) float32."""
+        table = self.body.get_submodule(self.family.tokens)
+        return table(tokens.to(self.place.device)).float()  # type: ignore[no-any-return]  # nn.Module
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """Run the blocks: (batch, width, d) -> (batch, width, d).
+        """Run the blocks: (batch, width, d) -> (batch, width, d) float32, on the stage's device.
 
         Only valid positions mean anything. A causal model padded on the right needs no mask at
         all, since nothing valid attends to what stands behind it; that keeps the fast kernel.
@@ -223,15 +232,15 @@ class Stage(nn.Module):
         positions: Tensor,
         cache: StageCache | None = None,
     ) -> Tensor:
-        device = hidden.device
+        device = self.place.device
         output = self.body(
-            inputs_embeds=hidden,
+            inputs_embeds=hidden.to(device, self.place.dtype),
             attention_mask=None if valid is None else valid.to(device, torch.int64),
             position_ids=positions.to(device) + self._offset,
             past_key_values=cache.blocks if cache is not None and self.blocks else None,
             use_cache=cache is not None and self.blocks > 0,
         )
-        return output.last_hidden_state  # type: ignore[no-any-return]  # transformers is untyped here
+        return output.last_hidden_state.float()  # type: ignore[no-any-return]  # transformers is untyped here
 
     def _windowed(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Run Longformer's blocks: whole windows, and global attention at each row's first place.
@@ -240,13 +249,13 @@ class Stage(nn.Module):
         to the windows of its own blocks: all stages have to pad alike, or masks of dropout differ.
         """
         added = -layout.width % self.window
-        padded = F.pad(hidden, (0, 0, 0, added))
-        positions = F.pad(layout.positions.to(hidden.device), (0, added)) + self._offset
+        padded = F.pad(hidden.to(self.place.device, self.place.dtype), (0, 0, 0, added))
+        positions = F.pad(layout.positions.to(padded.device), (0, added)) + self._offset
         if not self.blocks:  # the model itself asks for a block's window
             embeddings = self.body.get_submodule(self.family.embeddings)
             embedded: Tensor = embeddings(inputs_embeds=padded, position_ids=positions)
-            return embedded[:, : layout.width]
-        valid = F.pad(layout.valid.to(hidden.device, torch.int64), (0, added))
+            return embedded[:, : layout.width].float()
+        valid = F.pad(layout.valid.to(padded.device, torch.int64), (0, added))
         first = torch.zeros_like(valid)
         first[:, 0] = 1
         output = self.body(
@@ -255,7 +264,7 @@ class Stage(nn.Module):
             global_attention_mask=first,
             position_ids=positions,
         )
-        return output.last_hidden_state[:, : layout.width]  # type: ignore[no-any-return]  # as above
+        return output.last_hidden_state[:, : layout.width].float()  # type: ignore[no-any-return]  # as above
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
         """The frozen tensors of the base; an adapter's are not, even where training skips them."""
@@ -265,6 +274,7 @@ class Stage(nn.Module):
         """Return a copy with its own trained tensors and key, over the same frozen storage."""
         shared: dict[int, Any] = {id(p): p for p in self.base_parameters()}
         shared.update({id(b): b for b in self.body.buffers()})
+        shared.update({id(m): m for m in quantised_modules(self.body)})  # they hold more of it
         return copy.deepcopy(self, shared)
 
 
@@ -284,6 +294,22 @@ def load_config(folder: Path) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{folder}: no usable config.json ({reason})") from error
+    family_of(config)
+    return config
+
+
+def parse_config(values: Mapping[str, Any], name: str) -> PretrainedConfig:
+    """Make a configuration of what a config.json says; `name` is what errors call it.
+
+    Raises ModelError when it is of no model that can be cut.
+    """
+    try:
+        kind = str(values["model_type"])
+        own = {key: value for key, value in values.items() if key != "model_type"}
+        config: PretrainedConfig = AutoConfig.for_model(kind, **own)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: no usable config.json ({reason})") from error
     family_of(config)
     return config
 
@@ -312,22 +338,63 @@ def build_stage(
     causal: bool = True,
     tokens: bool = False,
     dropout: float = 0.0,
+    place: Placement = _HERE,
 ) -> Stage:
     """Build one stage and load its own tensors, and no others.
 
     span: the blocks it holds (whole-model numbers). causal: attend backwards only (encoders are
     turned into decoders by their configuration). tokens: keep the token embedding table in the
-    head; without it the head takes vectors. dropout: hidden dropout of encoders.
+    head; without it the head takes vectors. dropout: hidden dropout of encoders. place: where its
+    tensors go, and in which precision.
 
     Raises ModelError for an unknown family, a missing tensor or a wrong shape.
     """
+    body = _sliced_body(config, role, span, causal=causal, tokens=tokens, dropout=dropout)
+    body.to_empty(device="cpu")
+    for module in body.modules():
+        if module._non_persistent_buffers_set:  # positions and rotary tables are computed
+            body._init_weights(module)
+    family = family_of(config)
+    stage = Stage(body, role, span.start, family, causal, _window(config), place)
+    _load(stage, weights, config)
+    if place.quantize != "none":
+        quantise(stage.body, family.layers, place)
+    return stage.to(place.device)
+
+
+def outline_stage(
+    config: PretrainedConfig,
+    role: Role,
+    span: range,
+    *,
+    causal: bool = True,
+    tokens: bool = False,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Stage:
+    """Build one stage as `build_stage` does, but with shapes and no values: it takes no memory.
+
+    dtype: of its tensors; none is quantised.
+    """
+    body = _sliced_body(config, role, span, causal=causal, tokens=tokens, dropout=dropout)
+    for parameter in body.parameters():
+        parameter.data = parameter.data.to(dtype)
+    place = Placement(_NOWHERE, dtype)
+    stage = Stage(body, role, span.start, family_of(config), causal, _window(config), place)
+    return stage.to(_NOWHERE)
+
+
+def _sliced_body(
+    config: PretrainedConfig, role: Role, span: range, *, causal: bool, tokens: bool, dropout: float
+) -> PreTrainedModel:
+    """Make the model of a stage, without any values."""
     family = family_of(config)
     if family.decoder and not causal:
         raise ModelError(f"a {config.model_type} model is causal; use an encoder as base")
     if causal and config.model_type == "longformer":
         raise ModelError("a longformer model can't be made causal; use another base")
     own = _slice_config(config, span, family, causal=causal, dropout=dropout)
-    with no_init_weights(), torch.device("meta"):
+    with no_init_weights(), torch.device(_NOWHERE):
         kwargs = {} if family.decoder else {"add_pooling_layer": False}
         body: PreTrainedModel = AutoModel.from_config(own, **kwargs)
     owns_embeddings = role in ("head", "whole")
@@ -338,13 +405,8 @@ def build_stage(
         body.set_submodule(family.tokens, nn.Identity())
     if family.norm and role not in ("tail", "whole"):
         body.set_submodule(family.norm, nn.Identity())
-    body.to_empty(device="cpu")
-    for module in body.modules():
-        if module._non_persistent_buffers_set:  # positions and rotary tables are computed
-            body._init_weights(module)
-    stage = Stage(body.eval(), role, span.start, family, causal, _window(config))
-    _load(stage, weights, config)
-    return stage
+    body.eval()
+    return body
 
 
 def _window(config: PretrainedConfig) -> int:
@@ -387,7 +449,7 @@ def _load(stage: Stage, weights: Weights, config: PretrainedConfig) -> None:
                 f"{wanted[name]} has shape {tuple(state[name].shape)}, config.json asks for "
                 f"{tuple(parameter.shape)}; use weights that belong to this configuration"
             )
-    state = {name: tensor.to(torch.float32) for name, tensor in state.items()}
+    state = {name: tensor.to(stage.place.dtype) for name, tensor in state.items()}
     stage.body.load_state_dict(state, strict=False, assign=True)
     stage.body.requires_grad_(False)
 
@@ -408,16 +470,21 @@ def load_stage(
     causal: bool = True,
     tokens: bool = False,
     dropout: float = 0.0,
+    place: Placement = _HERE,
 ) -> Stage:
     """Build one stage from a folder with `config.json` and safetensors files."""
     config = load_config(folder)
     span = spans(config.num_hidden_layers, k_in, k_out)[role]
     weights = SafetensorsWeights(folder)
-    return build_stage(config, weights, role, span, causal=causal, tokens=tokens, dropout=dropout)
+    return build_stage(
+        config, weights, role, span, causal=causal, tokens=tokens, dropout=dropout, place=place
+    )
 
 
 def load_output(folder: Path, head: Stage) -> Tensor:
-    """Return the output layer of a causal language model, (vocabulary, d) float32, frozen.
+    """Return the output layer of a causal language model, (vocabulary, d), frozen.
+
+    It is where the head's tensors are, and of their precision.
 
     Where it is tied to the token embedding it is the head's own memory: held and counted once.
     Raises ModelError when the base has none.
@@ -431,7 +498,7 @@ def load_output(folder: Path, head: Stage) -> Tensor:
         raise ModelError(
             f"{folder}: has no output layer ({_OUTPUT}); use a causal language model as base"
         )
-    output = weights.read([_OUTPUT])[_OUTPUT].to(torch.float32)
+    output = weights.read([_OUTPUT])[_OUTPUT].to(head.place.device, head.place.dtype)
     if output.shape != table.shape:
         raise ModelError(
             f"{_OUTPUT} has shape {tuple(output.shape)}, the token embedding {tuple(table.shape)}; "

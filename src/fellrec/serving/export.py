@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from peft import LoraConfig
@@ -17,10 +18,11 @@ from fellrec.serving.run import Run, RunClient, load_run
 def export_adapter(run: Run | str | Path, client: str, path: str | Path) -> Path:
     """Write a client's best adapter so that `PeftModel.from_pretrained(base, path)` loads it.
 
+    The base is the bare model (`AutoModel`), for BIGRec the causal language model.
     `adapter_model.safetensors` holds the LoRA factors of head, trunk and tail under the base
-    model's own names; `recommender.safetensors` what the recommender trained besides (projection,
-    scale, item residual). Where the item residual is private the export is as private as the
-    client's folder.
+    model's own names; `recommender.safetensors` what else is the recommender's (HLLM: projection,
+    scale, item residual; RecFormer: embeddings of places and types, fixed item vectors). Where any
+    of it is private the export is as private as the client's folder.
 
     Raises RunError when `path` exists.
     """
@@ -37,7 +39,8 @@ def export_adapter(run: Run | str | Path, client: str, path: str | Path) -> Path
 def _write(member: RunClient, folder: Path) -> None:
     model, workspace = member.model, member.run.workspace
     tensors = {**model.exchanged, **model.private, **model.trunk}
-    lora = {f"base_model.model.{n}": t for n, t in tensors.items() if ".lora_" in n}
+    under = workspace.recommender.exported_under
+    lora = {f"base_model.model.{under}{n}": t for n, t in tensors.items() if ".lora_" in n}
     others = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     write_tensors(folder / "adapter_model.safetensors", lora)
     write_tensors(folder / "recommender.safetensors", others)
@@ -47,7 +50,8 @@ def _write(member: RunClient, folder: Path) -> None:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=target_pattern(workspace.recommender.head.family, settings.targets),
+        target_modules=re.escape(under)
+        + target_pattern(workspace.recommender.head.family, settings.targets),
         bias="none",
         inference_mode=True,
     ).save_pretrained(str(folder))

@@ -1,0 +1,136 @@
+"""Where a run came from: by which code it was made, when, and how long it took.
+
+A digest stands for the code, so that a finished result can be told from one that today's code
+would give, with or without git. It is of the syntax trees without docstrings: words and layout may
+change.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import fellrec
+from fellrec.errors import RunError
+from fellrec.federation.files import read_json, write_json
+
+ORIGIN = "origin.json"
+
+_SOURCE = Path(fellrec.__file__).parent
+# What the scores depend on besides recipe and data. Whoever reads other files of data gets other
+# data, which show in a digest of their own.
+_MATTERS = (
+    "balance/*.py",
+    "data/interactions.py",
+    "data/partition.py",
+    "data/sampling.py",
+    "data/splits.py",
+    "evaluation/balance.py",
+    "evaluation/ranking.py",
+    "federation/*.py",
+    "models/*.py",
+    "split/*.py",
+)
+_NOT = tuple(f"federation/{name}.py" for name in ("dryrun", "observer", "origin"))
+# What belongs to one recommender: the others' scores do not depend on it.
+_OWN = {
+    "bigrec": ("beams", "bigrec", "prompts", "titles"),
+    "hllm": ("hllm", "text"),
+    "recformer": ("item_texts", "recformer"),
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process that worked on a run.
+
+    began: UTC, ISO 8601. seconds: until the run was finished, None where the process ended before.
+    code: see `code_digest`. fellrec, python, torch: versions.
+    """
+
+    began: str
+    seconds: float | None
+    code: str
+    fellrec: str
+    python: str
+    torch: str
+
+
+@cache
+def code_digest(recommender: str) -> str:
+    """Return a digest of the code that a recommender's scores depend on: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, path in _files(recommender):
+        # Unparsing, unlike dumping, gives the same for most code in every version of Python.
+        tree = _without_docstrings(ast.parse(path.read_text("utf-8")))
+        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _files(recommender: str) -> Iterator[tuple[str, Path]]:
+    others = {name for own, names in _OWN.items() if own != recommender for name in names}
+    for pattern in _MATTERS:
+        for path in sorted(_SOURCE.glob(pattern)):
+            name = path.relative_to(_SOURCE).as_posix()
+            foreign = path.parent.name == "models" and path.stem in others
+            if name not in _NOT and not foreign:
+                yield name, path
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # In a class a text after a field is its documentation.
+            kept = [each for each in node.body if not _is_text(each)]
+            node.body = kept or [ast.Pass()]
+    return tree
+
+
+def _is_text(node: ast.stmt) -> bool:
+    text = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(text, ast.Constant) and isinstance(text.value, str)
+
+
+def begin_session(run: Path, recommender: str) -> None:
+    """Note in a run's folder that this process begins to work on it."""
+    session = Session(
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        None,
+        code_digest(recommender),
+        fellrec.__version__,
+        platform.python_version(),
+        str(torch.__version__),
+    )
+    _write(run, [*sessions(run), session])
+
+
+def end_session(run: Path, seconds: float) -> None:
+    """Note that the process which began last has finished the run."""
+    *earlier, last = sessions(run)
+    _write(run, [*earlier, Session(**{**asdict(last), "seconds": round(seconds, 1)})])
+
+
+def sessions(run: Path) -> list[Session]:
+    """Return the processes that worked on a run, in their order; RunError for a damaged file.
+
+    A run of a version that did not note them has none.
+    """
+    path = run / ORIGIN
+    if not path.exists():
+        return []
+    try:
+        return [Session(**session) for session in read_json(path)["sessions"]]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}: is damaged ({error!r})") from error
+
+
+def _write(run: Path, noted: list[Session]) -> None:
+    write_json(run / ORIGIN, {"sessions": [asdict(session) for session in noted]})

@@ -1,0 +1,143 @@
+"""From a finished run to a cell, with the baseline of its data beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import fellrec
+from fellrec.config import RunConfig
+from fellrec.data.interactions import Dataset, Split
+from fellrec.errors import RunError
+from fellrec.evaluation.popularity import popularity_metrics
+from fellrec.evaluation.ranking import mean_metrics
+from fellrec.federation.client import Scores
+from fellrec.federation.files import finite
+from fellrec.federation.origin import sessions
+from fellrec.federation.runs import finished
+from fellrec.federation.workspace import load_split
+from fellrec.results.cells import POPULARITY, Cell, data_digest, read, write
+from fellrec.results.plan import command
+
+_TABLE = "scores.parquet"
+_TOLERANCE = 1e-9  # scores are means of a few hundred numbers; one changed rank is far larger
+
+
+@dataclass(frozen=True)
+class Kept:
+    """cell: what was kept. baseline: popularity on the same data, which is kept beside it."""
+
+    cell: Cell
+    baseline: Cell
+
+
+def keep(
+    run: Path,
+    folder: Path,
+    name: str | None = None,
+    *,
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Kept:
+    """Keep a finished run as a cell of `folder`, and popularity on its data if it is not there.
+
+    name: the run's folder's unless given. replace: put it in the place of a cell of that name.
+    The data set is loaded, since the order of its users is that of the scores.
+
+    Raises RunError when the run is not finished, its scores are not all there or contradict its
+    summary, or the name is taken.
+    """
+    name = run.resolve().name if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):  # as for runs
+        raise RunError(f"{name!r} can't name a cell; give a plain name with --name")
+    if (folder / name).exists() and not replace:
+        raise RunError(f"{folder / name} exists already; choose another --name, or --replace it")
+    config, summary = finished(run)
+    progress("loading the data")
+    dataset, split = load_split(config)
+    scores = _joined(run, split, summary)
+    worked = sessions(run)
+    seconds = [session.seconds for session in worked]
+    data = _describe(config, dataset, split)
+    origin = {
+        "command": command(config, name, folder.name),
+        "seed": config.seed,
+        "fellrec": worked[-1].fellrec if worked else None,
+        "python": worked[-1].python if worked else None,
+        "torch": worked[-1].torch if worked else None,
+        "date": worked[-1].began[:10] if worked else None,
+        "seconds": None if None in seconds or not worked else round(sum(filter(None, seconds)), 1),
+        "code": list(dict.fromkeys(session.code for session in worked)),
+        "data": data,
+    }
+    cell = write(folder / name, config.to_toml(), summary, scores, origin)
+    progress("ranking by popularity")
+    return Kept(cell, _keep_popularity(folder, config, dataset, split, data))
+
+
+def _describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+    return {
+        "dataset": dataset.name,
+        "split": config.data.split,
+        "users": len(split),
+        "items": len(dataset.catalogue),
+        "digest": data_digest(dataset, split),
+    }
+
+
+def _joined(run: Path, split: Split, summary: Mapping[str, Any]) -> Scores:
+    """Bring the clients' scores into the order of the split: metric -> (users,), NaN unscored."""
+    order = pd.Index(split.users)
+    joined: Scores = {}
+    for client in summary["clients"]:
+        path = run / "clients" / client["id"] / _TABLE
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: can't be read ({error}); is the run complete?") from error
+        rows = order.get_indexer(table.pop("user").astype(str))
+        if (rows < 0).any():
+            raise RunError(f"{path}: has users that the data lack; the data have changed")
+        for metric, values in table.items():
+            joined.setdefault(str(metric), np.full(len(split), np.nan))[rows] = values
+    means = finite(mean_metrics(joined))
+    for metric, before in summary["overall"].items():
+        now = means.get(metric)
+        if now is None or before is None or abs(now - before) > _TOLERANCE:
+            raise RunError(f"{run}: {metric} of its users is {now}, summary.json says {before}")
+    return joined
+
+
+def _keep_popularity(
+    folder: Path, config: RunConfig, dataset: Dataset, split: Split, data: Mapping[str, Any]
+) -> Cell:
+    """Return the baseline's cell for these data; make it unless one has all that is asked for."""
+    path = folder / f"{POPULARITY}-{dataset.name}-{data['digest'][:6]}"
+    wanted = set(config.evaluation.ks)
+    if path.exists():
+        there = read(path)
+        known = {int(metric.partition("@")[2]) for metric in there.scores}
+        if wanted <= known:
+            return there
+        wanted |= known
+    metrics = popularity_metrics(split, len(dataset.catalogue), sorted(wanted))
+    summary = {
+        "dataset": dataset.name,
+        "recommender": POPULARITY,
+        "users": len(split),
+        "items": len(dataset.catalogue),
+        "overall": finite(mean_metrics(metrics)),
+    }
+    origin = {
+        "fellrec": fellrec.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": data,
+    }
+    return write(path, None, summary, metrics, origin)
