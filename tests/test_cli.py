@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import fellrec
 from fellrec.cli import app
 from fellrec.config import recipes
-from tests.toys import Toys
+from tests.toys import SHOPS, Toys
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 FELLREC = [sys.executable, "-c", "from fellrec.cli import app; app(prog_name='fellrec')"]
@@ -103,6 +103,47 @@ def test_json_leaves_standard_output_to_the_summary(recipe: Path, tmp_path: Path
     assert result.stdout == (tmp_path / "run" / "summary.json").read_text()
     assert json.loads(result.stdout)["rounds"] == 1
     assert "round 1/1" in result.stderr and not CONTROL.search(result.stderr)
+
+
+def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(
+    recipe: Path, trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("train", recipe, "--dry-run")
+    assert result.exit_code == 0 and not result.stderr and not CONTROL.search(result.stdout)
+    assert "27 users and 36 items; 2 rounds" in result.stdout
+    cost = json.loads((trained[0] / "summary.json").read_text())["cost"]
+    rows = {line[:22].strip(): line.split() for line in result.stdout.splitlines()}
+    assert rows["blocks"][1:] == ["2", "1"]
+    assert rows["parameters"][1:] == [
+        f"{cost[f'{side}_parameters']:,}" for side in ("client", "server")
+    ]
+    assert all(re.search(rf"^{name} .* kB", result.stdout, re.MULTILINE) for name in SHOPS)
+    assert "lengths of texts are exact" in result.stdout
+    found = json.loads(call("train", recipe, "--dry-run", "--json").stdout)
+    assert {key: cost[key] for key in found["cost"] if "trained" not in key}.items() <= (
+        found["cost"].items()
+    )
+    assert no_longer_there(tmp_path)
+    assert "no data set 'nowhere'" in refused(
+        call("train", recipe, "--dry-run", "--set", "data.source=nowhere")
+    )
+
+
+def test_a_dry_run_of_a_base_that_nobody_has_here(recipe: Path) -> None:
+    changes = ("model.recommender=bigrec", "model.base=llama-7b", "model.k_in=20")
+    sets = [word for change in changes for word in ("--set", change)]
+    output = call("train", recipe, "--dry-run", *sets).stdout
+    assert re.search(r"^blocks +21 +11$", output, re.MULTILINE)
+    assert "the base's tokenizer is not here" in " ".join(output.split())
+
+
+def test_an_accelerator_that_is_not_there_is_one_line(recipe: Path, tmp_path: Path) -> None:
+    """Which line depends on the machine: where there is one, quantising still needs a device."""
+    changes = ("--set", "model.device=cpu", "--set", "model.quantize=8bit")
+    line = refused(call("train", recipe, *changes, "--out", tmp_path / "run"))
+    assert line.startswith('model.quantize: "8bit" needs an accelerator')
+    assert no_longer_there(tmp_path)
 
 
 def test_a_run_goes_by_default_into_runs(

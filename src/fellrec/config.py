@@ -195,7 +195,7 @@ class TrainConfig(Section):
     windows: Count = 1
     """Training windows drawn from each user in each epoch."""
     samples: Natural = 0
-    """Few-shot: examples to learn from, drawn once and spread over clients; 0 takes all."""
+    """Few-shot: examples to learn from, drawn once, evenly by all clients; 0 takes all."""
     threads: Natural = 0
     """CPU threads; 0 leaves it to torch."""
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fellrec.data.interactions import Ragged
-from fellrec.data.sampling import apportion, examples, few_shot, some_users
+from fellrec.data.sampling import apportion, evenly, examples, few_shot, some_users
 
 sizes = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 
@@ -33,6 +33,22 @@ def test_apportion_by_hand() -> None:
     assert apportion(10, [60, 30, 10]).tolist() == [5, 3, 2]
     assert apportion(2, [5, 5, 5]).tolist() == [1, 1, 0]  # equal remainders: the earlier first
     assert apportion(100, [3, 0, 4]).tolist() == [3, 0, 4]
+
+
+@given(sizes=sizes, total=st.integers(0, 400))
+def test_evenly(sizes: list[int], total: int) -> None:
+    found = evenly(total, sizes)
+    assert found.sum() == min(total, sum(sizes)) and (found <= sizes).all()
+    # Who has more to give than it was asked for got as much as anybody, to within one.
+    open_ = [int(given) for given, size in zip(found, sizes, strict=True) if given < size]
+    if open_:
+        assert max(found) - min(open_) <= 1
+
+
+def test_evenly_by_hand() -> None:
+    assert evenly(10, [60, 2, 30]).tolist() == [4, 2, 4]
+    assert evenly(9, [60, 0, 4]).tolist() == [5, 0, 4]
+    assert evenly(11, [9, 9, 9]).tolist() == [4, 4, 3]
 
 
 @given(

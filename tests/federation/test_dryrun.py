@@ -38,6 +38,14 @@ RECOMMENDERS: Mapping[str, Overrides] = {
         "evaluation.valid_users": 3,
         "evaluation.test_users": 3,
     },
+    "bigrec, bf16": {
+        "model.recommender": "bigrec",
+        "model.base": "lm",
+        "model.dtype": "bf16",
+        "bigrec.loss_on": "prompt+response",
+        "evaluation.valid_users": 3,
+        "evaluation.test_users": 3,
+    },
 }
 DECODERS = ("llama", "mistral", "qwen3")
 CUTS = {"split": (1, 1), "no head": (0, 1), "no trunk": (2, 1)}

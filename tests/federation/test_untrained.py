@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fellrec.federation.files import read_tensors
 from fellrec.federation.runs import train
 from fellrec.serving.rescore import rescore
 from fellrec.serving.run import load_run
@@ -39,3 +40,28 @@ def test_no_rounds_score_the_base(toys: Toys, runs: Path, recommender: str) -> N
     trained = train(toys.recipe({**shared, "train.rounds": 1}), runs / "trained")
     for before, after in zip(summary["clients"], trained.summary["clients"], strict=True):
         assert before["scored"] == after["scored"] and after["tokens"] > 0
+
+
+def test_a_base_is_weighed_as_validation_says(toys: Toys, runs: Path) -> None:
+    shared: dict[str, object] = {
+        "model.recommender": "bigrec",
+        "model.base": str(toys.lm),
+        "bigrec.decode": "retrieve",
+        "train.rounds": 0,
+    }
+    grid = (0.0, 4.0, 64.0)
+    run = train(toys.recipe({**shared, "bigrec.popularity": list(grid)}), runs / "run")
+    alone = [
+        train(toys.recipe({**shared, "bigrec.popularity": [each]}), runs / str(each))
+        for each in grid
+    ]
+    chosen = {}
+    for number, client in enumerate(run.summary["clients"]):
+        stored = read_tensors(run.path / f"clients/{client['id']}/best_private.safetensors")
+        chosen[client["id"]] = float(stored["popularity_strength"])
+        same = alone[grid.index(chosen[client["id"]])].summary["clients"][number]
+        assert {k: v for k, v in client.items() if "@" in k} == {
+            k: v for k, v in same.items() if "@" in k
+        }
+    assert any(chosen.values())
+    assert rescore(load_run(run.path)).differences == ()

@@ -1,4 +1,4 @@
-"""Some of the examples, some of the users: drawn by each client, in numbers that fit its size.
+"""Some of the examples, some of the users: how many each client draws, and which.
 
 Only counts leave a client for this: the coordinator says how many, never which.
 """
@@ -33,6 +33,24 @@ def apportion(total: int, sizes: Sequence[int] | NDArray[np.integer]) -> NDArray
     shares[first] += 1
     spread: NDArray[np.int64] = given + shares
     return spread
+
+
+def evenly(total: int, sizes: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    """Spread `total` over parts as evenly as their sizes allow: (n,) int64.
+
+    What a small part can't take goes to the others, and a rest to the first of them.
+    """
+    counts = np.asarray(sizes, dtype=np.int64)
+    levels = np.arange(int(counts.max(initial=0)) + 1)
+    # The highest level to which all can be filled: sums of min(size, level) never fall.
+    ordered = np.sort(counts)
+    below = np.searchsorted(ordered, levels, side="right")
+    filled = np.concatenate([[0], np.cumsum(ordered)])[below] + levels * (len(counts) - below)
+    level = int(np.searchsorted(filled, total, side="right")) - 1
+    given = np.minimum(counts, level)
+    higher = np.flatnonzero(counts > level)
+    given[higher[: total - int(given.sum())]] += 1
+    return given
 
 
 def examples(histories: Ragged) -> int:

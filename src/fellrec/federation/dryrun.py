@@ -26,7 +26,8 @@ Classes are the catalogue's items, or the base's tokens where these are what is 
 and their logarithms are there at once. hllm holds vectors of all items and their lengthened kin
 with a gradient of each, recformer the vectors alone.
 
-Not in it: the program and its libraries, a few hundred MB, the data, and buffers of the wire.
+Not in it: the program and its libraries, a few hundred MB, the data, buffers of the wire, and what
+the allocator keeps of memory that was freed. docs/runs.md has it beside what was measured.
 """
 
 from __future__ import annotations

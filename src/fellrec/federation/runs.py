@@ -72,7 +72,7 @@ def train(
     scores = simulation.test(state)
     for name, client in simulation.clients.items():
         if not simulation.store.publish(state.round, name):
-            publish_start(path, workspace, name)
+            publish_start(path, workspace, name, simulation.started[name])
         write_scores(path / "clients" / name / "scores.parquet", client.data, scores[name])
     summary = summarise(simulation, state, scores)
     end_session(path, time.perf_counter() - begun)

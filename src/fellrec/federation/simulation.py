@@ -67,6 +67,7 @@ class Simulation:
         self.workspace = workspace
         self.observer = observer
         self.store = RunStore(path, config.evaluation.keep_rounds)
+        self.started: dict[str, Mapping[str, Tensor]] = {}
         self.strategy = strategy_for(config)
         self.clients = {
             name: workspace.client(name, shares.of(number), shares.quotas[number])
@@ -93,13 +94,21 @@ class Simulation:
         return state
 
     def test(self, state: RunState) -> dict[str, Scores]:
-        """Score every client's best model on its test targets: per-user scores by client."""
+        """Score every client's best model on its test targets: per-user scores by client.
+
+        A client that never completed a round may still let validation choose how scores are
+        weighed, so that a base is scored as what was trained on it is; `started` keeps the choice.
+        """
         scores = {}
         for name, client in self.clients.items():
-            self.observer.scoring(name, "test")
             model = stored_model(self.store, self.workspace, state.round, name, best=True)
-            with turn(self.workspace, client, state.round, model):
+            with turn(self.workspace, client, state.round, model) as it:
+                if name not in state.standings and client.recommender.choices > 1:
+                    self._validate(state.round, client)
+                self.observer.scoring(name, "test")
                 scores[name] = client.evaluate("test")
+            if name not in state.standings:
+                self.started[name] = it.finished().private
             self._count(name, state.round, "up", {"metrics": _METRIC_BYTES * len(scores[name])})
         self.workspace.ledger.append_csv(self.store.path / "ledger.csv")
         return scores

@@ -106,12 +106,14 @@ def published_model(path: Path, workspace: Workspace, name: str) -> ClientModel:
     )
 
 
-def publish_start(path: Path, workspace: Workspace, name: str) -> None:
-    """Write the common start as the model of a client that never completed a round."""
+def publish_start(path: Path, workspace: Workspace, name: str, private: Tensors) -> None:
+    """Write the common start, and what is private of it, as the model of a client that never
+    completed a round.
+    """
     for label in ("best", "last"):
         for side, kind, tensors in (
             (CLIENT, "adapter", workspace.initial(Kind.LORA, Kind.DENSE)),
-            (CLIENT, "private", workspace.initial(Kind.PRIVATE)),
+            (CLIENT, "private", private),
             (SERVER, "adapter", workspace.initial_trunk()),
         ):
             write_tensors(path / side / name / f"{label}_{kind}.safetensors", tensors)

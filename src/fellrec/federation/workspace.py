@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Dataset, Split, k_core, sample_users
 from fellrec.data.partition import Partition, partition
-from fellrec.data.sampling import apportion
+from fellrec.data.sampling import apportion, evenly
 from fellrec.data.sources import fetch_model, load_dataset
 from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
@@ -34,7 +34,8 @@ from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer
 
-Note = Callable[[str], None]
+_Counts = npt.NDArray[np.int64]
+Spread = Callable[[int, _Counts], _Counts]
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,24 @@ def share_data(config: RunConfig) -> Shares:
 
 
 def _quotas(config: RunConfig, parts: Split, shares: Partition) -> tuple[Quota, ...]:
-    """Spread the run's samples over clients in proportion to what each has."""
+    """Spread the run's samples over clients: examples evenly, users in proportion.
 
-    def spread(key: str, total: int, available: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        of_client = np.bincount(shares.assignment, available, len(shares)).astype(np.int64)
+    Who has few examples to show of its own kind is not to be drowned out, while a score over a
+    sample of users has to be that of all users on average.
+    """
+
+    def spread(key: str, total: int, having: npt.NDArray[np.integer], how: Spread) -> _Counts:
+        of_client = np.bincount(shares.assignment, having, len(shares)).astype(np.int64)
         if 0 < total < np.count_nonzero(of_client):
             raise ConfigError(f"{key} = {total}, but there are {len(shares)} clients; raise it")
-        return apportion(total, of_client) if total else np.zeros_like(of_client)
+        return how(total, of_client) if total else np.zeros_like(of_client)
 
     train, scored = config.train, config.evaluation
+    valid, test = np.sign(parts.valid.lengths()), np.sign(parts.test.lengths())
     columns = (
-        spread("train.samples", train.samples, (parts.train.lengths() - 1).clip(0)),
-        spread("evaluation.valid_users", scored.valid_users, np.sign(parts.valid.lengths())),
-        spread("evaluation.test_users", scored.test_users, np.sign(parts.test.lengths())),
+        spread("train.samples", train.samples, (parts.train.lengths() - 1).clip(0), evenly),
+        spread("evaluation.valid_users", scored.valid_users, valid, apportion),
+        spread("evaluation.test_users", scored.test_users, test, apportion),
     )
     return tuple(Quota(*map(int, row)) for row in np.stack(columns, axis=1))
 
