@@ -15,9 +15,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fellrec.data.cache import LARGE, MANIFEST, Entry, obtain
+from fellrec.data.checks import language_model
 from fellrec.data.fetch import File, WebFolder, Wheel, sha256_of
 from fellrec.data.gguf import Gguf, convert
-from fellrec.data.sources import language_model
 from fellrec.errors import SourceError
 
 NAME = "tiny.gguf"

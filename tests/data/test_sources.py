@@ -22,19 +22,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from fellrec.data.amazon import FORMS
 from fellrec.data.atomic import read_atomic
 from fellrec.data.cache import LARGE, MANIFEST, Entry, cache_folder, obtain
+from fellrec.data.checks import language_model
+from fellrec.data.entries import DATASETS, MODELS
 from fellrec.data.fetch import File, Source, WebFolder, Wheel, download, read_entry, sha256_of
 from fellrec.data.forms import FormFiles
 from fellrec.data.interactions import Dataset
 from fellrec.data.movielens import GENRES, MovieLensArchive, movielens_items
-from fellrec.data.sources import (
-    DATASETS,
-    MODELS,
-    fetch_model,
-    known,
-    known_config,
-    language_model,
-    load_dataset,
-)
+from fellrec.data.sources import fetch_model, known, known_config, load_dataset
 from fellrec.errors import DataError, SourceError
 
 CONTENT = {"a.txt": b"alpha", "b.txt": b"beta"}

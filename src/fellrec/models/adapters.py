@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fellrec.errors import ModelError
 from fellrec.models.dropout import StepKey, key_dropouts
-from fellrec.models.stages import Family, Stage
+from fellrec.models.families import Family
+from fellrec.models.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,11 @@ from fellrec.data.interactions import Ragged
 from fellrec.errors import ModelError
 from fellrec.models.batching import by_budget, like_lengths
 from fellrec.models.beams import Written, beam_search
+from fellrec.models.families import FAMILIES
 from fellrec.models.layout import Layout
 from fellrec.models.prompts import Prompts, Tokens
 from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
-from fellrec.models.stages import FAMILIES, Stage
+from fellrec.models.stages import Stage
 from fellrec.models.titles import TitleTrie
 
 Decode = Literal["ground", "trie", "retrieve"]
