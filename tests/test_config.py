@@ -76,6 +76,18 @@ def test_a_recipe_written_out_reads_as_itself(name: str, tmp_path: Path) -> None
     assert RunConfig.from_toml(str(path)).to_toml() == config.to_toml()
 
 
+@pytest.mark.parametrize(
+    ("recommender", "base", "history"),
+    [("hllm", "minilm", 50), ("bigrec", "smollm2", 10), ("recformer", "minilm", 50)],
+)
+@pytest.mark.parametrize("name", ["demo", "ml100k", "bigrec-ml100k"])
+def test_another_recommender_is_the_only_change(
+    name: str, recommender: str, base: str, history: int
+) -> None:
+    config = RunConfig.from_toml(name, {"model.recommender": recommender})
+    assert (config.model.base, config.model.history) == (base, history)
+
+
 def test_every_key_is_written_out() -> None:
     text = RunConfig().to_toml()
     for key, _ in fields(RunConfig):
