@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fellrec.errors import ConfigError, RunError
+from fellrec.federation.files import alone_in
 from fellrec.federation.runs import train
 from fellrec.federation.store import RunStore
 from tests.federation.crashes import differences, kill_and_resume, outcome
@@ -147,6 +148,14 @@ def test_damaged_state_is_refused(toys: Toys, finished_run: Path, damage: str) -
     with pytest.raises(RunError) as raised:
         train(toys.recipe(), finished_run, resume=True)
     assert "\n" not in str(raised.value) and str(finished_run) in str(raised.value)
+
+
+def test_two_processes_do_not_work_on_one_run(toys: Toys, finished_run: Path) -> None:
+    before = outcome(finished_run)
+    with alone_in(finished_run), pytest.raises(RunError, match="another process"):
+        train(toys.recipe(), finished_run, resume=True)
+    assert differences(before, outcome(finished_run)) == []
+    train(toys.recipe(), finished_run, resume=True)  # and the lock is gone with its holder
 
 
 def test_foreign_files_beside_the_rounds_do_not_matter(toys: Toys, finished_run: Path) -> None:

@@ -16,7 +16,7 @@ from fellrec.config import RunConfig
 from fellrec.data.interactions import Split
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
-from fellrec.federation.files import read_json, sync_folder, write_bytes, write_json
+from fellrec.federation.files import alone_in, read_json, sync_folder, write_bytes, write_json
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.simulation import Simulation
@@ -52,6 +52,13 @@ def train(
     path = out if out is not None else Path("runs") / config.name
     begun = time.perf_counter()
     config = _claim(path, config, resume)
+    with alone_in(path):
+        return _train(config, path, observer, begun, resume=resume)
+
+
+def _train(
+    config: RunConfig, path: Path, observer: Observer, begun: float, *, resume: bool
+) -> RunResult:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     try:
