@@ -170,3 +170,26 @@ def test_names_that_lead_elsewhere_are_refused(toys: Toys, runs: Path, name: str
         (copy / file.name.replace("toys", "data")).write_text(text.replace("\tnorth", f"\t{name}"))
     with pytest.raises(DataError, match="can't name a client"):
         train(toys.recipe({"data.source": str(copy)}), runs / "run")
+
+
+@pytest.mark.parametrize("recommender", ["recformer", "bigrec"])
+def test_what_a_client_was_made_ready_with_serves_again(
+    toys: Toys, runs: Path, recommender: str
+) -> None:
+    base = toys.lm if recommender == "bigrec" else toys.bert
+    overrides = {"model.recommender": recommender, "model.base": str(base), "train.rounds": 1}
+    opened = load_run(train(toys.recipe(overrides), runs / "run").path)
+    history = [3, 1, 4]
+
+    def recommend(name: str) -> tuple[list[float], int]:
+        ledger = opened.workspace.ledger
+        before = ledger.totals()["bytes_up"]
+        found = opened.client(name).recommend_items(history, k=ITEMS)
+        return [entry.score for entry in found], ledger.totals()["bytes_up"] - before
+
+    first, much = recommend("north")
+    again, little = recommend("north")
+    assert again == first and little < much / 2
+    other, other_much = recommend("south")
+    assert other != first and other_much > 2 * little
+    assert recommend("north") == (first, much)  # another client's turn came in between
