@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from fellrec.data.interactions import Ragged
 from fellrec.errors import FellrecError, RunError
 from fellrec.federation.runs import train
+from fellrec.models.bigrec import Bigrec
 from fellrec.models.item_texts import item_texts
 from fellrec.models.text import encode_texts
 from fellrec.serving.export import export_adapter
@@ -104,6 +106,31 @@ def test_export_of_a_recformer(toys: Toys, runs: Path, fixed_after: int) -> None
         scores = table @ encode(history[-8:]) / 0.05
         for entry in run.client("south").recommend_items(history, k=ITEMS):
             assert entry.score == pytest.approx(float(scores[int(entry.item[1:])]), abs=1e-4)
+
+
+def test_export_of_a_bigrec(toys: Toys, runs: Path) -> None:
+    """The causal language model, output layer included, gives each title the score it was given."""
+    overrides = {
+        "model.recommender": "bigrec",
+        "model.base": str(toys.lm),
+        "bigrec.beams": ITEMS,
+        "train.rounds": 1,
+    }
+    run = load_run(train(toys.recipe(overrides), runs / "run").path)
+    target = export_adapter(run, "south", runs / "out")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toys.lm), target).eval()
+    recommender = run.workspace.recommender
+    assert isinstance(recommender, Bigrec)
+    prompts = recommender.prompts
+    for history in HISTORIES:
+        prompt = prompts.prompt(np.array(history)).tolist()
+        for entry in run.client("south").recommend_items(history, k=5):
+            response = prompts.responses[int(entry.item[1:])].tolist()
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *response[:-1]]])).logits[0]
+            steps = torch.log_softmax(logits.double(), -1)[-len(response) :]
+            score = sum(float(step[token]) for step, token in zip(steps, response, strict=True))
+            assert entry.score == pytest.approx(score, rel=1e-5, abs=1e-4)
 
 
 def test_an_untrained_adapter_would_not_pass(toys: Toys, undisturbed: Path, runs: Path) -> None:
