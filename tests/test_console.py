@@ -108,7 +108,10 @@ SCORES = {f"{name}@{k}": k / 100 for k in (5, 10, 20) for name in ("recall", "nd
 
 
 def test_scores_are_sorted_and_missing_ones_marked() -> None:
-    clients = [{"id": "a", "users": 7, **SCORES}, {"id": "b", "users": 5, **dict.fromkeys(SCORES)}]
+    clients = [
+        {"id": "a", "users": 70, "scored": 7, **SCORES},
+        {"id": "b", "users": 5, "scored": 5, **dict.fromkeys(SCORES)},
+    ]
     lines = rendered(show.score_table(SCORES, clients, "ndcg@10"))
     assert lines[0].split() == ["Recall"] * 3 + ["NDCG"] * 3
     assert lines[1].split() == ["test", "scores", "users", *["@5", "@10", "@20"] * 2]
@@ -118,7 +121,9 @@ def test_scores_are_sorted_and_missing_ones_marked() -> None:
 
 def test_many_ks_leave_the_one_that_decides() -> None:
     scores = {f"{name}@{k}": 0.5 for k in range(1, 11) for name in ("recall", "ndcg")}
-    lines = rendered(show.score_table(scores, [{"id": "a", "users": 7, **scores}], "recall@3"))
+    lines = rendered(
+        show.score_table(scores, [{"id": "a", "users": 7, "scored": 7, **scores}], "recall@3")
+    )
     assert lines[1].split()[-2:] == ["@3", "@3"] and "@10" not in lines[1]
 
 

@@ -115,7 +115,10 @@ def print_parts(console: Console, parts: Sequence[str]) -> None:
 
 
 def score_table(overall: Row, clients: Sequence[Row], metric: str) -> Table:
-    """Show test scores. overall, clients: as in summary.json; metric: the one the run went by."""
+    """Show test scores. overall, clients: as in summary.json; metric: the one the run went by.
+
+    Users are those that were scored, which may be a sample.
+    """
     names = [name for name in overall if "@" in name]
     names.sort(key=lambda name: (name.startswith("ndcg"), int(name.partition("@")[2])))
     if len(names) > 2 * _SHOWN_KS:  # too many columns: keep those of the metric's length
@@ -128,9 +131,9 @@ def score_table(overall: Row, clients: Sequence[Row], metric: str) -> Table:
     def add(label: str, users: int, row: Row, style: str = "") -> None:
         table.add_row(label, f"{users:,}", *(_score(row[name]) for name in names), style=style)
 
-    add("overall", sum(row["users"] for row in clients), overall, "bold")
+    add("overall", sum(row["scored"] for row in clients), overall, "bold")
     for row in clients[:_SHOWN_CLIENTS]:
-        add(plain(row["id"]), row["users"], row)
+        add(plain(row["id"]), row["scored"], row)
     if len(clients) > _SHOWN_CLIENTS:
         table.caption = _more(len(clients))
     return table

@@ -35,7 +35,8 @@ def rescore(run: Run, progress: Callable[[str], None] = lambda client: None) -> 
         progress(client.name)
         scores[client.name] = client.evaluate()
         means = finite(mean_metrics(scores[client.name]))
-        rows.append({"id": client.name, "users": len(client.users), **means})
+        scored = int(np.count_nonzero(~np.isnan(next(iter(scores[client.name].values())))))
+        rows.append({"id": client.name, "users": len(client.users), "scored": scored, **means})
     metrics = next(iter(scores.values())).keys()
     joined = {name: np.concatenate([each[name] for each in scores.values()]) for name in metrics}
     overall = finite(mean_metrics(joined))
