@@ -61,6 +61,12 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fellr
 ClientName = Annotated[
     str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, as in train.rounds=2. Repeatable."
+    ),
+]
 ResultsFolder = Annotated[
     Path, typer.Option("--results", metavar="DIR", help="Folder of kept results.")
 ]
@@ -100,12 +106,7 @@ def train(
             metavar="RECIPE", help="A shipped recipe (see `fellrec recipes`) or a TOML file."
         ),
     ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a setting, as in train.rounds=2. Repeatable."
-        ),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Run folder to make. Default: runs/NAME."),
@@ -196,15 +197,27 @@ def _report(console: Console, path: Path) -> None:
 
 
 @app.command()
-def evaluate(run: RunPath, as_json: AsJson = False) -> None:
+def evaluate(
+    run: RunPath,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Serve otherwise than in the run, as in bigrec.decode=retrieve. Repeatable.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Score a finished run's best models on its test targets again."""
     console = show.make_console(stderr=as_json)
     with _waiting(console, "starting") as say:
+        from fellrec.config import parse_override
         from fellrec.serving.rescore import rescore
         from fellrec.serving.run import load_run
 
         _quiet()
-        opened = load_run(run)
+        opened = load_run(run, dict(map(parse_override, settings or [])))
         scores = rescore(opened, lambda client: say(f"scoring {client}"))
     if as_json:
         _print_json(
@@ -218,7 +231,8 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     metric = opened.config.evaluation.metric
     console.print(show.score_table(scores.overall, scores.clients, metric))
     console.print()
-    for line in scores.differences or ["the same as in summary.json"]:
+    same = [] if settings else ["the same as in summary.json"]
+    for line in scores.differences or same:
         console.print(line, soft_wrap=True)
 
 

@@ -95,7 +95,7 @@ def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -
     )
 
 
-def published_model(path: Path, workspace: Workspace, name: str) -> ClientModel:
+def published_model(path: Path, name: str) -> ClientModel:
     """Read a client's best model from a finished run's `clients/<id>` and `server/<id>`."""
     here, there = path / CLIENT / name, path / SERVER / name
     private = here / "best_private.safetensors"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fellrec.config import RunConfig
 from fellrec.data.interactions import Ragged
 from fellrec.errors import ConfigError, DataError, RunError
 from fellrec.evaluation.ranking import rank_scores
@@ -18,6 +19,22 @@ from fellrec.federation.client import Client, Scores
 from fellrec.federation.runs import finished
 from fellrec.federation.turns import ClientModel, published_model, turn
 from fellrec.federation.workspace import Shares, Workspace, share_data
+from fellrec.models.recommender import Kind
+
+# What may differ from the recipe that was trained: how it is served, and who is scored.
+SERVING_KEYS = (
+    "bigrec.beams",
+    "bigrec.decode",
+    "bigrec.popularity",
+    "bigrec.prompts",
+    "evaluation.batch_size",
+    "evaluation.test_users",
+    "evaluation.valid_users",
+    "model.device",
+    "model.dtype",
+    "model.quantize",
+    "split.codec",
+)
 
 
 @dataclass(frozen=True)
@@ -32,13 +49,22 @@ class Recommendation:
 class Run:
     """A run directory. Data and weights are loaded when first needed.
 
-    ready: the client that the recommender last made itself ready for. What that took, such as a
-    pass over all titles, serves as long as no other client's turn comes.
+    overrides: values by dotted key that replace the recipe's, of those in `SERVING_KEYS`; a
+    ConfigError names another. ready: the client that the recommender last made itself ready for.
+    What that took, such as a pass over all titles, serves as long as no other client's turn comes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, overrides: Mapping[str, object] | None = None) -> None:
         self.path = path
+        self.overrides = dict(overrides or {})
         self.config, summary = finished(path)
+        for key in self.overrides:
+            if key not in SERVING_KEYS:
+                raise ConfigError(
+                    f"{key}: a finished run keeps it; what can be set is {', '.join(SERVING_KEYS)}"
+                )
+        if self.overrides:
+            self.config = RunConfig.from_toml(path / "config.toml", self.overrides)
         self.summary: dict[str, Any] = summary
         self.ready: str | None = None
 
@@ -78,8 +104,23 @@ class RunClient:
 
     @cached_property
     def model(self) -> ClientModel:
-        """The client's best model."""
-        return published_model(self.run.path, self.run.workspace, self.name)
+        """The client's best model.
+
+        Where scores are weighed otherwise than in the run, validation chooses how once more.
+        """
+        workspace, stored = self.run.workspace, published_model(self.run.path, self.name)
+        if not self.run.overrides:
+            return stored
+        private = {
+            name: stored.private.get(name, start)
+            for name, start in workspace.initial(Kind.PRIVATE).items()
+        }
+        stored = replace(stored, private=private)
+        if self.client.recommender.choices == 1:
+            return stored
+        with turn(workspace, self.client, 0, stored) as it:
+            self.client.validate(self.run.config.evaluation.metric)
+        return replace(stored, private=it.finished().private)
 
     @property
     def users(self) -> tuple[str, ...]:
@@ -156,6 +197,9 @@ class RunClient:
             return self.client.evaluate("test")
 
 
-def load_run(path: str | Path) -> Run:
-    """Open a finished run; RunError when the folder is none."""
-    return Run(Path(path))
+def load_run(path: str | Path, overrides: Mapping[str, object] | None = None) -> Run:
+    """Open a finished run; RunError when the folder is none.
+
+    overrides: see `Run`, such as {"bigrec.decode": "retrieve"}.
+    """
+    return Run(Path(path), overrides)
