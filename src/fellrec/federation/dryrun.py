@@ -46,7 +46,7 @@ from fellrec.data.interactions import Dataset
 from fellrec.data.partition import describe
 from fellrec.data.sources import known_config, model_here
 from fellrec.federation.client import Client
-from fellrec.federation.coordinator import strategy_for
+from fellrec.federation.decisions import strategy_for
 from fellrec.federation.recommenders import (
     bigrec,
     hllm,

@@ -14,12 +14,15 @@ import torch
 
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Split
+from fellrec.data.partition import describe
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
+from fellrec.federation.coordinator import Coordinator
 from fellrec.federation.files import alone_in, read_json, sync_folder, write_bytes, write_json
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.simulation import Simulation
+from fellrec.federation.store import RunStore
 from fellrec.federation.summary import summarise
 from fellrec.federation.turns import publish_start
 from fellrec.federation.workspace import Workspace, share_data
@@ -70,15 +73,19 @@ def _train(
             shares.dataset,
             progress=lambda done, total: observer.working("item texts", done, total),
         )
-        simulation = Simulation(config, shares, workspace, path, observer)
+        store = RunStore(path, config.evaluation.keep_rounds)
+        simulation = Simulation(config, shares, workspace, store, observer)
+        coordinator = Coordinator(config, simulation, store, workspace.ledger, observer)
     except BaseException:
         if not resume:
             shutil.rmtree(path)  # nothing was learned yet, so nothing is lost
         raise
-    state = simulation.run()
+    state = store.resume()
+    observer.clients(describe(shares.split, shares.partition), shares.split.dropped)
+    state = coordinator.run(state)
     scores = simulation.test(state)
     for name, client in simulation.clients.items():
-        if not simulation.store.publish(state.round, name):
+        if not store.publish(state.round, name):
             publish_start(path, workspace, name, simulation.started[name])
         write_scores(path / "clients" / name / "scores.parquet", client.data, scores[name])
     summary = summarise(simulation, state, scores)

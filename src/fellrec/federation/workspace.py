@@ -22,6 +22,7 @@ from fellrec.data.sources import fetch_model, load_dataset
 from fellrec.data.splits import split
 from fellrec.errors import ConfigError, DataError
 from fellrec.federation.client import Client, ClientSettings
+from fellrec.federation.members import Start
 from fellrec.federation.recommenders import build_recommender, load_part
 from fellrec.models.adapters import LoraSettings, adapter, attach
 from fellrec.models.optimiser import OptimiserSettings
@@ -229,3 +230,10 @@ class Workspace:
     def initial_trunk(self) -> dict[str, Tensor]:
         """The trunk adapter that every client starts from."""
         return self.server.initial() if self.server is not None else {}
+
+    def start(self) -> Start:
+        """What every client starts from, on both sides."""
+        exchanged = self.recommender.parameters_of(Kind.LORA, Kind.DENSE)
+        both = {**exchanged, **self.trunk_adapter()}
+        moving = {name for name, parameter in both.items() if parameter.requires_grad}
+        return Start(self.initial(Kind.LORA, Kind.DENSE), self.initial_trunk(), moving)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fellrec.balance import FedAvg, FellRec, Local
 from fellrec.config import BalanceConfig
 from fellrec.errors import RunError
-from fellrec.federation.coordinator import draw, judge, strategy_of
+from fellrec.federation.decisions import draw, judge, strategy_of
 from fellrec.federation.files import link_or_copy, read_json, write_bytes, write_json
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
 
