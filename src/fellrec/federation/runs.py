@@ -21,6 +21,7 @@ from fellrec.federation.coordinator import Coordinator
 from fellrec.federation.files import alone_in, read_json, sync_folder, write_bytes, write_json
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
+from fellrec.federation.rounds import Books
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.store import RunStore
 from fellrec.federation.summary import summarise
@@ -75,14 +76,14 @@ def _train(
         )
         store = RunStore(path, config.evaluation.keep_rounds)
         simulation = Simulation(config, shares, workspace, store, observer)
-        coordinator = Coordinator(config, simulation, store, workspace.ledger, observer)
+        coordinator = Coordinator(config, Books(store, workspace.ledger, observer))
     except BaseException:
         if not resume:
             shutil.rmtree(path)  # nothing was learned yet, so nothing is lost
         raise
     state = store.resume()
     observer.clients(describe(shares.split, shares.partition), shares.split.dropped)
-    state = coordinator.run(state)
+    state = coordinator.run(state, simulation)
     scores = simulation.test(state)
     for name, client in simulation.clients.items():
         if not store.publish(state.round, name):

@@ -13,10 +13,10 @@ from torch import Tensor
 from fellrec.config import RunConfig
 from fellrec.errors import FellrecError, TrainingError, WireError
 from fellrec.federation.client import Client, Scores, check_finite
-from fellrec.federation.coordinator import METRIC_BYTES
 from fellrec.federation.decisions import strategy_for
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.observer import Observer
+from fellrec.federation.rounds import METRIC_BYTES
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore
 from fellrec.federation.turns import ClientModel, stored_model, turn
 from fellrec.federation.workspace import Shares, Workspace

@@ -1,0 +1,237 @@
+"""One round: collect what clients learned, mix it, judge what came of it, save.
+
+The stages are called in order, by whoever brings the answers: a loop in one process, or an engine
+that sends messages between them. A round reads the state of the round before and nothing else, so
+that a run which was killed anywhere goes on from its last complete round to the same end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from torch import Tensor
+
+from fellrec.balance import Mixture, Strategy
+from fellrec.config import RunConfig
+from fellrec.errors import FellrecError, TrainingError, WireError
+from fellrec.federation.aggregate import mix_rows
+from fellrec.federation.client import TrainReport
+from fellrec.federation.decisions import judge, weigh
+from fellrec.federation.files import append_line, finite
+from fellrec.federation.members import Mixed, Start, Trained
+from fellrec.federation.observer import Observer, RoundRecord
+from fellrec.federation.rows import Rows
+from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
+from fellrec.split.ledger import Direction, Ledger
+
+METRIC_BYTES = 8  # a loss, a count or a score is one 64-bit number
+
+
+@dataclass(frozen=True)
+class Books:
+    """Where a round is written. ledger: counts the adapters' and the metrics' bytes."""
+
+    store: RunStore
+    ledger: Ledger
+    observer: Observer
+
+
+class Round:
+    """A round in the making: `collect`, then `finish`.
+
+    state: as the round before left it. names: all clients. drawn: those that take part.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        strategy: Strategy,
+        books: Books,
+        start: Start,
+        state: RunState,
+        names: list[str],
+        drawn: list[str],
+    ) -> None:
+        self.t = state.round
+        self.drawn = drawn
+        self._config = config
+        self._strategy = strategy
+        self._store, self._ledger, self._observer = books.store, books.ledger, books.observer
+        self._start = start
+        self._state = state
+        self._names = names
+        self._begun = time.perf_counter()
+        self._reports: dict[str, TrainReport] = {}
+        self._before: dict[str, float | None] = {}
+        self._failed: dict[str, str] = {}
+        self._server_seconds: dict[str, float] = {}
+        self._observer.round_begins(self.t, config.train.rounds, drawn)
+        folder, shapes = self._store.begin(self.t + 1), start.shapes()
+        self._rows = Rows(folder / "updates.f32", len(drawn), shapes)
+        change = strategy.space == "change"
+        self._starts = Rows(folder / "starts.f32", len(drawn), shapes) if change else None
+        self._mixed = Rows(folder / "mixed.f32", len(drawn), shapes)
+
+    def collect(
+        self, answers: Iterable[tuple[str, Trained | FellrecError]]
+    ) -> Iterator[tuple[str, Mixed]]:
+        """Take what clients learned, in the order in which they were drawn, and mix it.
+
+        Returns each client's own mixture, stored when it is asked for. Raises TrainingError when
+        no client completed the round.
+        """
+        for name, answer in answers:
+            if isinstance(answer, FellrecError):
+                self._leave_out(name, answer)
+            else:
+                self._take(name, answer)
+        if not self._reports:
+            self._stop()
+        for rows in (self._rows, self._starts, self._mixed):
+            if rows is not None:
+                rows.truncate(len(self._reports))
+        reports = list(self._reports.values())
+        self._mixture = weigh(self._strategy, self.t, reports, self._rows, self._starts)
+        self._dropped, reset = mix_rows(self._rows, self._mixed, self._mixture, self._strategy)
+        return self._mixtures(self._mixture, sorted(reset))
+
+    def finish(self, scores: Iterable[tuple[str, float | FellrecError]]) -> RunState:
+        """Take the validation scores of the mixed models, save the round, return the new state.
+
+        Raises TrainingError when no client completed the round.
+        """
+        standings, valid = dict(self._state.standings), {}
+        for name, score in scores:
+            if isinstance(score, FellrecError):
+                valid[name] = math.nan
+                self._leave_out(name, score)
+                continue
+            valid[name] = score
+            self._count_metrics(name, 1)
+            standing, patience = standings.get(name, Standing()), self._config.train.patience
+            standings[name], improved = judge(standing, score, self.t + 1, patience)
+            self._store.keep_best(self.t + 1, name, improved=improved)
+        if all(name in self._failed for name in self._reports):
+            self._stop()
+        for name in self._names:
+            if name not in self._reports or name in self._failed:
+                self._store.carry(self.t + 1, name)
+        for rows in (self._rows, self._mixed, self._starts):
+            if rows is not None:
+                rows.remove()
+        record = self._record(valid)
+        self._log(record)
+        state = RunState(self.t + 1, standings)
+        self._store.commit(state)
+        self._observer.round_ends(record)
+        return state
+
+    def _take(self, name: str, trained: Trained) -> None:
+        row = len(self._reports)
+        self._rows.write_row(row, trained.tensors)
+        if self._starts is not None:
+            begun = self._begun_with(name)
+            self._starts.write_row(row, {key: begun[key] for key in self._starts.shapes})
+        self._reports[name], self._before[name] = trained.report, trained.before
+        self._server_seconds[name] = trained.server_seconds
+        self._count_metrics(name, 2)
+        if trained.before is not None:
+            self._count_metrics(name, 1)
+        self._count_exchange(name, "up")
+
+    def _begun_with(self, name: str) -> dict[str, Tensor]:
+        """Return what a client began the round with."""
+        exchanged = self._store.tensors(self.t, CLIENT, name, "adapter")
+        trunk = self._store.tensors(self.t, SERVER, name, "adapter")
+        return {**(exchanged or self._start.exchanged), **(trunk or self._start.trunk)}
+
+    def _mixtures(self, mixture: Mixture, reset: list[str]) -> Iterator[tuple[str, Mixed]]:
+        """Store each client's mixed tensors, and hand them on; what is frozen is as at the start.
+
+        Moments of re-factored tensors start anew, but for a client that took nothing from others.
+        """
+        for row, name in enumerate(self._reports):
+            tensors = self._mixed.read_row(row)
+            exchanged, trunk = dict(self._start.exchanged), dict(self._start.trunk)
+            for part in (exchanged, trunk):
+                part.update({key: tensors[key] for key in part.keys() & tensors.keys()})
+            self._store.put(self.t + 1, CLIENT, name, "adapter", exchanged)
+            self._store.put(self.t + 1, SERVER, name, "adapter", trunk)
+            self._count_exchange(name, "down")
+            alone = int(mixture.weights[row].count_nonzero()) == 1
+            standing = self._state.standings.get(name, Standing())
+            yield name, Mixed(exchanged, trunk, () if alone else reset, standing)
+
+    def _leave_out(self, name: str, error: FellrecError) -> None:
+        reason = str(error)
+        if isinstance(error, WireError):  # the wire refuses what is not finite, and knows no more
+            reason = f"client {name}: {error}; if it diverged, lower train.learning_rate"
+        self._failed[name] = reason
+        self._observer.note(f"{reason}; the client keeps the model it had")
+
+    def _stop(self) -> NoReturn:
+        reason = next(iter(self._failed.values()))
+        raise TrainingError(f"no client completed round {self.t}: {reason}")
+
+    def _count_metrics(self, name: str, metrics: int) -> None:
+        self._ledger.record(name, self.t, "up", "metrics", metrics * METRIC_BYTES)
+
+    def _count_exchange(self, name: str, direction: Direction) -> None:
+        """Count the adapter's way between client and coordinator; local training has none.
+
+        What is frozen does not travel: both sides have it from the start.
+        """
+        if not self._strategy.exchanges:
+            return
+        for tensor_name, tensor in self._start.exchanged.items():
+            if tensor_name in self._start.moving:
+                kind = "lora" if ".lora_" in tensor_name else "dense"
+                self._ledger.record(name, self.t, direction, kind, 4 * tensor.numel())
+
+    def _record(self, valid: dict[str, float]) -> RoundRecord:
+        reports, mixture = self._reports, self._mixture
+        return RoundRecord(
+            round=self.t,
+            reports=reports,
+            warmth=dict(zip(reports, mixture.warmth.tolist(), strict=True)),
+            spread=mixture.spread,
+            before=self._before,
+            valid=valid,
+            dropped=dict(zip(reports, self._dropped.tolist(), strict=True)),
+            failed=self._failed,
+            server_seconds=self._server_seconds,
+            seconds=time.perf_counter() - self._begun,
+        )
+
+    def _log(self, record: RoundRecord) -> None:
+        """Append the round to metrics.jsonl, a line per client, and to ledger.csv."""
+        for row, (name, report) in enumerate(record.reports.items()):
+            line = {
+                "round": record.round,
+                "client": name,
+                "loss": report.loss,
+                "examples": report.examples,
+                "tokens": report.tokens,
+                "steps": report.steps,
+                "warmth": record.warmth[name],
+                "attention": [round(value, 6) for value in self._mixture.attention[row].tolist()],
+                "weights": [round(value, 6) for value in self._mixture.weights[row].tolist()],
+                "spread": [record.spread.min, record.spread.median, record.spread.max],
+                "attention_active": record.spread.active,
+                "valid_before_mixing": record.before[name],
+                "valid": record.valid[name],
+                "energy_dropped": record.dropped[name],
+                "seconds": round(report.seconds, 3),
+                "waiting_seconds": round(report.waiting, 3),
+                "server_seconds": round(record.server_seconds[name], 3),
+            }
+            append_line(self._store.path / "metrics.jsonl", json.dumps(finite(line)))
+        for name, reason in record.failed.items():
+            line = {"round": record.round, "client": name, "failed": reason}
+            append_line(self._store.path / "metrics.jsonl", json.dumps(line))
+        self._ledger.append_csv(self._store.path / "ledger.csv")
