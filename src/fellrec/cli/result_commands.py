@@ -1,0 +1,99 @@
+"""Commands for results: add, table, run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fellrec import console as show
+from fellrec.cli.shared import ResultsFolder, RunPath, quiet, resumable, waiting
+
+results = typer.Typer(no_args_is_help=True, help="Keep finished runs as results; compare them.")
+
+
+@results.command("add")
+def add(
+    run: RunPath,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the result. Default: the run's."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of a result of that name.")
+    ] = False,
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Keep a finished run as a result: its recipe, summary and per-user scores, without ids.
+
+    Popularity on the same data is kept beside it.
+    """
+    console = show.make_console()
+    with waiting(console, "starting") as say:
+        from fellrec.results.keeping import keep
+
+        quiet()
+        kept = keep(run, folder, name, replace=replace, progress=say)
+    console.print(f"kept {folder / kept.cell.name}, beside {kept.baseline.name}", soft_wrap=True)
+
+
+@results.command("table")
+def table(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="File to write. Default: standard output."),
+    ] = None,
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Write the page that compares all kept results, in Markdown."""
+    console = show.make_console(stderr=out is None)
+    with waiting(console, "drawing users"):
+        from fellrec.results.cells import read_all
+        from fellrec.results.tables import write_page
+
+        text = write_page(read_all(folder), out)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        console.print(f"wrote {out}", soft_wrap=True)
+
+
+@results.command("run")
+def run_(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes or TOML files.")
+    ],
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are made.")
+    ] = Path("runs"),
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Train recipes, and score their bases untrained, where no result stands yet.
+
+    A run that was interrupted goes on. What recipe, code and data have not changed is left alone.
+    """
+    console = show.make_console()
+    with waiting(console, "starting"):
+        from fellrec.config import RunConfig
+        from fellrec.federation.runs import train as train_run
+        from fellrec.progress import watch
+        from fellrec.results.keeping import keep
+        from fellrec.results.plan import standing, untrained
+
+        quiet()
+    command = ["fellrec", "results", "run", *names]
+    given = [RunConfig.from_toml(name) for name in names]
+    for config in (each for recipe in given for each in (untrained(recipe), recipe)):
+        path = runs / config.name
+        found = standing(config, folder, runs)
+        if found == "kept":
+            console.print(f"{folder / config.name} stands", soft_wrap=True)
+            continue
+        if found != "finished":
+            again = shlex.join([*command, "--runs", str(runs), "--results", str(folder)])
+            with resumable(path, again), watch(console, config.evaluation.metric) as observer:
+                train_run(config, path, resume=found == "begun", observer=observer)
+        keep(path, folder, replace=True)
+        console.print(f"kept {folder / config.name}", soft_wrap=True)

@@ -1,0 +1,73 @@
+"""What the commands share: arguments, waiting, JSON, the way on after Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fellrec import console as show
+
+INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fellrec train` left.")]
+ClientName = Annotated[
+    str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, as in train.rounds=2. Repeatable."
+    ),
+]
+ResultsFolder = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Folder of kept results.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")
+]
+
+
+def print_json(value: object) -> None:
+    """Print a result on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=list))
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something goes on, where bars can be drawn; lends a function to change the text."""
+    if show.is_live(console):
+        with console.status(text) as status:
+            yield lambda other: status.update(show.plain(other))
+    else:
+        yield lambda other: None
+
+
+def quiet() -> None:
+    """Keep other libraries' remarks out of the output; what matters is raised or printed."""
+    logging.getLogger("fellrec").setLevel(logging.ERROR)  # a failed source is in the error's line
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def resumable(path: Path, command: str) -> Iterator[None]:
+    """Say after Ctrl-C how an unfinished run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (path / "config.toml").is_file():
+            typer.echo(f"interrupted; go on with: {command}", err=True)
+        else:
+            typer.echo("interrupted before anything was learned; nothing is left", err=True)
+        raise typer.Exit(INTERRUPTED) from None
