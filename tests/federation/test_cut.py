@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fellrec.federation.files import read_tensors
 from fellrec.federation.runs import train
+from fellrec.files import read_tensors
 from tests.federation.crashes import metrics
 from tests.toys import SHOPS, Toys
 

@@ -15,8 +15,8 @@ from fellrec.balance import FedAvg, FellRec, Local
 from fellrec.config import BalanceConfig
 from fellrec.errors import RunError
 from fellrec.federation.decisions import draw, judge, strategy_of
-from fellrec.federation.files import link_or_copy, read_json, write_bytes, write_json
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
+from fellrec.files import link_or_copy, read_json, write_bytes, write_json
 
 NAMES = [f"c{i}" for i in range(6)]
 

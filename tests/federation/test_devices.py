@@ -10,8 +10,8 @@ import torch
 
 import fellrec
 from fellrec.config import RunConfig
-from fellrec.federation.files import read_tensors
 from fellrec.federation.runs import train
+from fellrec.files import read_tensors
 from fellrec.serving.rescore import rescore
 from tests.federation.crashes import metrics
 from tests.toys import SHOPS, Toys, titles

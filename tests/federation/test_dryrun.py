@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from fellrec.config import RunConfig
 from fellrec.errors import ConfigError, FellrecError, ModelError
 from fellrec.federation.dryrun import _kept, dry_run
-from fellrec.federation.files import read_tensors
 from fellrec.federation.runs import train
 from fellrec.federation.workspace import lora_settings
+from fellrec.files import read_tensors
 from fellrec.models.adapters import attach
 from fellrec.models.placement import DTYPES, Placement
 from fellrec.models.stages import Stage, build_stage

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fellrec.errors import ConfigError
-from fellrec.federation.files import read_tensors
 from fellrec.federation.observer import Observer
 from fellrec.federation.runs import train
 from fellrec.federation.store import RunStore
+from fellrec.files import read_tensors
 from fellrec.split.ledger import Ledger
 from tests.toys import SHOPS, Toys
 

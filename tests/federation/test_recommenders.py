@@ -17,8 +17,8 @@ from torch import Tensor
 import fellrec
 from fellrec.config import RunConfig
 from fellrec.errors import ModelError
-from fellrec.federation.files import read_tensors
 from fellrec.federation.runs import train
+from fellrec.files import read_tensors
 from fellrec.serving.rescore import rescore
 from fellrec.split.ledger import Ledger
 from tests.federation.crashes import differences, kill_and_resume, metrics, outcome

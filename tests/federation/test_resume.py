@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fellrec.errors import ConfigError, RunError
-from fellrec.federation.files import alone_in
 from fellrec.federation.runs import train
 from fellrec.federation.store import RunStore
+from fellrec.files import alone_in
 from tests.federation.crashes import differences, kill_and_resume, outcome
 from tests.toys import Toys
 
@@ -152,7 +152,7 @@ def test_damaged_state_is_refused(toys: Toys, finished_run: Path, damage: str) -
 
 def test_two_processes_do_not_work_on_one_run(toys: Toys, finished_run: Path) -> None:
     before = outcome(finished_run)
-    with alone_in(finished_run), pytest.raises(RunError, match="another process"):
+    with alone_in(finished_run, "taken"), pytest.raises(RunError, match="another process"):
         train(toys.recipe(), finished_run, resume=True)
     assert differences(before, outcome(finished_run)) == []
     train(toys.recipe(), finished_run, resume=True)  # and the lock is gone with its holder

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fellrec.federation.files import read_tensors
 from fellrec.federation.runs import train
+from fellrec.files import read_tensors
 from fellrec.serving.rescore import rescore
 from fellrec.serving.run import load_run
 from tests.toys import SHOPS, Toys

@@ -11,8 +11,8 @@ import pytest
 from fellrec.config import RunConfig, parse_override
 from fellrec.errors import RunError
 from fellrec.federation import origin
-from fellrec.federation.files import read_json, write_json
 from fellrec.federation.runs import difference, train
+from fellrec.files import read_json, write_json
 from fellrec.results.keeping import keep
 from fellrec.results.plan import command, standing, untrained
 from tests.toys import Toys

@@ -20,7 +20,7 @@ import torch
 
 import fellrec
 from fellrec.errors import RunError
-from fellrec.federation.files import read_json, write_json
+from fellrec.files import read_json, write_json
 
 ORIGIN = "origin.json"
 

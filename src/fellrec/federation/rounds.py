@@ -22,11 +22,11 @@ from fellrec.errors import FellrecError, TrainingError, WireError
 from fellrec.federation.aggregate import mix_rows
 from fellrec.federation.client import TrainReport
 from fellrec.federation.decisions import judge, weigh
-from fellrec.federation.files import append_line, finite
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.rows import Rows
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
+from fellrec.files import append_line, finite
 from fellrec.split.ledger import Direction, Ledger
 
 METRIC_BYTES = 8  # a loss, a count or a score is one 64-bit number

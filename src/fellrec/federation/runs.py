@@ -18,7 +18,6 @@ from fellrec.data.partition import describe
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
 from fellrec.federation.coordinator import Coordinator
-from fellrec.federation.files import alone_in, read_json, sync_folder, write_bytes, write_json
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.rounds import Books
@@ -27,6 +26,7 @@ from fellrec.federation.store import RunStore
 from fellrec.federation.summary import summarise
 from fellrec.federation.turns import publish_start
 from fellrec.federation.workspace import Workspace, share_data
+from fellrec.files import alone_in, read_json, sync_folder, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def train(
     path = out if out is not None else Path("runs") / config.name
     begun = time.perf_counter()
     config = _claim(path, config, resume)
-    with alone_in(path):
+    with alone_in(path, "another process works on this run; let it end"):
         return _train(config, path, observer, begun, resume=resume)
 
 

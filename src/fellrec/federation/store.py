@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from fellrec.errors import RunError
-from fellrec.federation.files import (
+from fellrec.files import (
     link_or_copy,
     link_tree,
     read_json,

@@ -16,11 +16,11 @@ from fellrec.data.sampling import examples
 from fellrec.evaluation.balance import balance, sampling_gap
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Scores
-from fellrec.federation.files import finite
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.sizes import sizes
 from fellrec.federation.store import RunState
 from fellrec.federation.workspace import seeded
+from fellrec.files import finite
 from fellrec.split.ledger import Ledger
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from fellrec.federation.client import Client
-from fellrec.federation.files import read_tensors, write_tensors
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.workspace import Workspace
+from fellrec.files import read_tensors, write_tensors
 from fellrec.models.recommender import Kind
 
 Tensors = Mapping[str, Tensor]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fellrec.errors import RunError
 from fellrec.evaluation.bootstrap import Interval
-from fellrec.federation.files import write_bytes
+from fellrec.files import write_bytes
 from fellrec.results.cells import POPULARITY, Cell
 from fellrec.results.pairing import gain, level, untrained_base
 

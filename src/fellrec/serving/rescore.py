@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fellrec.evaluation.ranking import mean_metrics
-from fellrec.federation.files import finite
+from fellrec.files import finite
 from fellrec.serving.run import Run
 
 _TOLERANCE = 1e-9  # scores are means of a few hundred numbers; one changed rank is far larger
