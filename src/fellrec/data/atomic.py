@@ -19,46 +19,38 @@ import pyarrow.csv
 
 from fellrec.data.assemble import Table, build_catalogue, build_dataset
 from fellrec.data.files import decode, read_bytes, replace_file
-from fellrec.data.interactions import Dataset
+from fellrec.data.interactions import Catalogue, Dataset
 from fellrec.errors import DataError
 
 USER, ITEM, TIME = "user_id", "item_id", "timestamp"
 TITLES = ("title", "movie_title", "name")
 TYPES = ("token", "token_seq", "float", "float_seq")
 PARTS = ("train", "valid", "test")
+ITEMS_END = re.compile(r"\.item$")
+INTERACTIONS_END = re.compile(rf"(\.({'|'.join(PARTS)}))?\.inter$")
 # A row longer than a block can't be parsed; item descriptions may be long.
 BLOCK = 16 << 20
 
 
-def read_atomic(folder_or_stem: Path | str) -> Dataset:
+def read_atomic(folder_or_stem: Path | str, catalogue: Catalogue | None = None) -> Dataset:
     """Read a data set in RecBole's form.
 
     Args:
         folder_or_stem: a folder with one data set, or the files' common path without the endings
             ("data/ml-100k/ml-100k"). If a folder has several, the one named like the folder.
+        catalogue: the items, where several parties share them; `NAME.item` is then not read and
+            need not exist.
 
     Returns:
-        The data set. The title is the column `title`, `movie_title` or `name`, else the first
-        `token_seq` column; every other item column becomes an attribute.
+        The data set. Its catalogue is the one given, else what `read_catalogue` reads.
 
     Raises:
         DataError: a file that is missing, empty, not UTF-8, ragged or has a wrong header; an item
             twice or unknown; a time that is not a number. Names the file and the line.
     """
-    stem = _stem(Path(folder_or_stem))
+    stem = _stem(Path(folder_or_stem), ITEMS_END if catalogue is None else INTERACTIONS_END)
     files = _interaction_files(stem)
-    items, types = _read(_with(stem, ".item"))
-    _need(items, types, {ITEM: "token"})
-    title = next((name for name in TITLES if name in types), None) or next(
-        (name for name, kind in types.items() if kind == "token_seq"), None
-    )
-    if title is None:
-        raise DataError(
-            f"{items.path}: no title; name a column {', '.join(TITLES)} or give one the type "
-            f"token_seq"
-        )
-    attributes = [name for name in types if name not in (ITEM, title)]
-    catalogue = build_catalogue(items, ITEM, title, attributes)
+    items = _catalogue(stem) if catalogue is None else catalogue
     tables = []
     for path in files:
         table, types = _read(path)
@@ -70,7 +62,7 @@ def read_atomic(folder_or_stem: Path | str) -> Dataset:
         _need(people, types, {USER: "token"})
     return build_dataset(
         stem.name,
-        catalogue,
+        items,
         tables,
         user=USER,
         item=ITEM,
@@ -78,6 +70,19 @@ def read_atomic(folder_or_stem: Path | str) -> Dataset:
         parts=len(tables) > 1,
         people=people,
     )
+
+
+def read_catalogue(folder_or_stem: Path | str) -> Catalogue:
+    """Read the items alone: `NAME.item`, found as `read_atomic` finds it.
+
+    The title is the column `title`, `movie_title` or `name`, else the first `token_seq` column;
+    every other column becomes an attribute.
+
+    Raises:
+        DataError: the file is missing, empty, not UTF-8, ragged or has a wrong header, or an item
+            twice. Names the file and the line.
+    """
+    return _catalogue(_stem(Path(folder_or_stem), ITEMS_END))
 
 
 def write_atomic(dataset: Dataset, folder: Path | str) -> Path:
@@ -137,12 +142,29 @@ def _with(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)
 
 
-def _stem(path: Path) -> Path:
+def _catalogue(stem: Path) -> Catalogue:
+    items, types = _read(_with(stem, ".item"))
+    _need(items, types, {ITEM: "token"})
+    title = next((name for name in TITLES if name in types), None) or next(
+        (name for name, kind in types.items() if kind == "token_seq"), None
+    )
+    if title is None:
+        raise DataError(
+            f"{items.path}: no title; name a column {', '.join(TITLES)} or give one the type "
+            f"token_seq"
+        )
+    attributes = [name for name in types if name not in (ITEM, title)]
+    return build_catalogue(items, ITEM, title, attributes)
+
+
+def _stem(path: Path, ending: re.Pattern[str]) -> Path:
+    """Find the data set of a folder by what its files' names end in."""
     if not path.is_dir():
         return path
-    found = sorted({p.name.removesuffix(".item") for p in path.glob("*.item")})
+    found = sorted({ending.sub("", p.name) for p in path.iterdir() if ending.search(p.name)})
     if not found:
-        raise DataError(f"{path}: no .item file; a data set needs NAME.item and NAME.inter")
+        kind = ".item" if ending is ITEMS_END else ".inter"
+        raise DataError(f"{path}: no {kind} file; a data set needs NAME.item and NAME.inter")
     if len(found) > 1:
         if path.resolve().name in found:
             return path / path.resolve().name

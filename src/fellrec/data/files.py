@@ -39,8 +39,13 @@ def decode(path: Path, data: bytes) -> str:
         raise DataError(f"{path}, line {line}: is not UTF-8; convert the file to UTF-8") from None
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one.
+
+    Args:
+        path: its folder is made if it is missing.
+        data: the whole content.
+        mode: the new file's permissions; it never has wider ones, not for a moment.
 
     Raises:
         OSError: the folder can't be written.
@@ -53,7 +58,7 @@ def replace_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

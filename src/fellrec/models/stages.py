@@ -43,7 +43,7 @@ from fellrec.models.placement import Placement, quantise, quantised_modules
 from fellrec.models.weights import MemoryWeights, SafetensorsWeights, Weights
 
 Role = Literal["head", "trunk", "tail", "whole"]
-_OUTPUT = "lm_head.weight"
+OUTPUT = "lm_head.weight"
 _HERE = Placement()
 _NOWHERE = torch.device("meta")  # shapes without values
 
@@ -370,21 +370,28 @@ def _slice_config(
     return own
 
 
-def _load(stage: Stage, weights: Weights, config: PretrainedConfig) -> None:
-    """Read the tensors of a stage, whose names in a file may carry the base model's prefix."""
+def stored_names(stage: Stage, available: Set[str]) -> dict[str, str]:
+    """Return what a file that has the names `available` calls each of a stage's own tensors.
+
+    The stage is as `build_stage` or `outline_stage` made it; no adapter is attached yet.
+    """
     wanted = {name: stage.whole_name(name) for name, _ in stage.body.named_parameters()}
-    available = set(weights.names())
     prefix = ""
     if wanted and next(iter(wanted.values())) not in available:
         prefix = f"{stage.body.base_model_prefix}."
-    stored = {name: _stored_name(prefix + whole, available) for name, whole in wanted.items()}
+    return {name: _stored_name(prefix + whole, available) for name, whole in wanted.items()}
+
+
+def _load(stage: Stage, weights: Weights, config: PretrainedConfig) -> None:
+    """Read the tensors of a stage, whose names in a file may carry the base model's prefix."""
+    stored = stored_names(stage, set(weights.names()))
     tensors = weights.read(stored.values())
     state = {name: tensors[found] for name, found in stored.items()}
     for name, parameter in stage.body.named_parameters():
         if state[name].shape != parameter.shape:
             raise ModelError(
-                f"{wanted[name]} has shape {tuple(state[name].shape)}, config.json asks for "
-                f"{tuple(parameter.shape)}; use weights that belong to this configuration"
+                f"{stage.whole_name(name)} has shape {tuple(state[name].shape)}, config.json asks "
+                f"for {tuple(parameter.shape)}; use weights that belong to this configuration"
             )
     state = {name: tensor.to(stage.place.dtype) for name, tensor in state.items()}
     stage.body.load_state_dict(state, strict=False, assign=True)
@@ -431,14 +438,14 @@ def load_output(folder: Path, head: Stage) -> Tensor:
     if config.tie_word_embeddings:
         return table.detach()
     weights = SafetensorsWeights(folder)
-    if _OUTPUT not in set(weights.names()):
+    if OUTPUT not in set(weights.names()):
         raise ModelError(
-            f"{folder}: has no output layer ({_OUTPUT}); use a causal language model as base"
+            f"{folder}: has no output layer ({OUTPUT}); use a causal language model as base"
         )
-    output = weights.read([_OUTPUT])[_OUTPUT].to(head.place.device, head.place.dtype)
+    output = weights.read([OUTPUT])[OUTPUT].to(head.place.device, head.place.dtype)
     if output.shape != table.shape:
         raise ModelError(
-            f"{_OUTPUT} has shape {tuple(output.shape)}, the token embedding {tuple(table.shape)}; "
+            f"{OUTPUT} has shape {tuple(output.shape)}, the token embedding {tuple(table.shape)}; "
             "use weights that belong together"
         )
     return output

@@ -77,21 +77,23 @@ class SafetensorsWeights:
         """All tensor names in the folder."""
         return self._files.keys()
 
+    def file(self, name: str) -> Path:
+        """Return the file that should hold a tensor; ModelError for a name that there is not."""
+        if name not in self._files:
+            raise ModelError(f"{self._folder}: no tensor {name!r}; use a matching base")
+        return self._folder / self._files[name]
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return the named tensors; each file is opened once, and only those tensors are read."""
-        by_file: dict[str, list[str]] = {}
+        by_file: dict[Path, list[str]] = {}
         for name in names:
-            if name not in self._files:
-                raise ModelError(f"{self._folder}: no tensor {name!r}; use a matching base")
-            by_file.setdefault(self._files[name], []).append(name)
+            by_file.setdefault(self.file(name), []).append(name)
         tensors: dict[str, Tensor] = {}
         for file, wanted in by_file.items():
             try:
-                with safe_open(self._folder / file, framework="pt") as handle:
+                with safe_open(file, framework="pt") as handle:
                     for name in wanted:
                         tensors[name] = handle.get_tensor(name)
             except (OSError, SafetensorError) as error:
-                raise ModelError(
-                    f"{self._folder / file}: can't be read ({error}); fetch it again"
-                ) from error
+                raise ModelError(f"{file}: can't be read ({error}); fetch it again") from error
         return tensors
