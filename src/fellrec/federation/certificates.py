@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from fellrec.data.files import replace_file
 from fellrec.errors import ConfigError
+from fellrec.extras import need
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -181,14 +182,8 @@ def make_node_key(stem: Path) -> NodeKey:
 
 def _library() -> ModuleType:
     """Import what needs the optional package, when it is needed."""
-    try:
-        return importlib.import_module("fellrec.federation.x509")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "cryptography":
-            raise
-        raise ConfigError(
-            "certificates need the package cryptography; install fellrec[deploy]"
-        ) from None
+    need("deploy", ("cryptography",), "to make certificates")
+    return importlib.import_module("fellrec.federation.x509")
 
 
 def _validity(days: int, start: datetime | None) -> x509.Validity:

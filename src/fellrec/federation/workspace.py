@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +162,26 @@ def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
     )
 
 
+def load_adapted(config: RunConfig, base: Path, role: Role) -> Stage:
+    """Load one stage with its adapter attached."""
+    stage = load_part(config, base, role)
+    attach(stage, lora_settings(config), config.seed)
+    return stage
+
+
+def trunk_server(config: RunConfig) -> TrunkServer | None:
+    """Load the trunk of a recipe, ready to answer frames; None where no block is left for it."""
+    stage = load_adapted(config, fetch_model(config.model.base), "trunk")
+    settings = SessionSettings(
+        config.seed,
+        optimiser_settings(config),
+        config.train.micro_batches,
+        config.split.max_frame_mib << 20,
+        config.split.max_cache_mib << 20,
+    )
+    return TrunkServer(stage, settings) if stage.blocks else None
+
+
 class Workspace:
     """The model of a run, cut, with every part in this process.
 
@@ -179,30 +200,13 @@ class Workspace:
         self.dataset = dataset
         self.base = fetch_model(config.model.base)
         self.ledger = Ledger()
-        head, tail = self.load_stage("head"), self.load_stage("tail")
+        head, tail = (load_adapted(config, self.base, role) for role in ("head", "tail"))
         self.recommender = build_recommender(config, dataset, self.base, head, tail, progress)
-        self.server = self._serve()
+        self.server = trunk_server(config)
         self.trunk = self._connect()
         self._initial = {
             n: p.detach().to("cpu", copy=True) for n, (_, p) in self.recommender.trained().items()
         }
-
-    def load_stage(self, role: Role) -> Stage:
-        """Load one stage with its adapter attached."""
-        stage = load_part(self.config, self.base, role)
-        attach(stage, lora_settings(self.config), self.config.seed)
-        return stage
-
-    def _serve(self) -> TrunkServer | None:
-        settings = SessionSettings(
-            self.config.seed,
-            optimiser_settings(self.config),
-            self.config.train.micro_batches,
-            self.config.split.max_frame_mib << 20,
-            self.config.split.max_cache_mib << 20,
-        )
-        stage = self.load_stage("trunk")
-        return TrunkServer(stage, settings) if stage.blocks else None
 
     def _connect(self) -> Trunk:
         if self.server is None:

@@ -1,0 +1,103 @@
+"""Commands for machines apart: trunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fellrec import console as show
+from fellrec.cli.shared import Settings, quiet, waiting
+
+
+def trunk(
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--config", metavar="RECIPE", help="A shipped recipe or a TOML file, as the clients'."
+        ),
+    ],
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients reach it.")
+    ],
+    certificate: Annotated[
+        Path, typer.Option("--tls-cert", metavar="FILE", help="This server's certificate, PEM.")
+    ],
+    key: Annotated[Path, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")],
+    authority: Annotated[
+        Path,
+        typer.Option("--client-ca", metavar="FILE", help="Who signs clients' certificates, PEM."),
+    ],
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="Where it keeps clients' adapters.")
+    ] = Path("trunk"),
+    coordinator: Annotated[
+        str,
+        typer.Option(
+            "--coordinator", metavar="NAME", help="Common name of the coordinator's certificate."
+        ),
+    ] = "coordinator",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            "--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there, over HTTP."
+        ),
+    ] = "",
+    sessions: Annotated[
+        int, typer.Option("--sessions", min=1, help="Most clients at the same time.")
+    ] = 32,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Steps computed at the same time.")
+    ] = 1,
+    idle: Annotated[
+        float,
+        typer.Option("--idle-seconds", min=1, help="How long a silent session is kept."),
+    ] = 600.0,
+    grace: Annotated[
+        float,
+        typer.Option("--grace-seconds", min=0, help="How long rounds may go on when it stops."),
+    ] = 30.0,
+    settings: Settings = None,
+) -> None:
+    """Serve the middle blocks of a recipe's base to its clients, over mutual TLS.
+
+    It needs the base's weights and no data. Ctrl-C or SIGTERM lets running rounds end; a second
+    one does not wait for them.
+    """
+    from fellrec.config import RunConfig, parse_override
+    from fellrec.extras import need
+
+    need("deploy", ("grpc", "grpc_health", "prometheus_client"), "to serve a trunk")
+    config = RunConfig.from_toml(recipe, dict(map(parse_override, settings or [])))
+    console = show.make_console()
+    with waiting(console, "checking the weights"):
+        from fellrec.federation.trunk import run_trunk, settings_for
+        from fellrec.split.service.server import TrunkService
+        from fellrec.split.service.settings import Limits, TlsFiles
+
+        quiet()
+        tls = TlsFiles(certificate, key, authority)
+        tls.read()  # what is wrong with them shows before the weights are read
+        chosen = settings_for(
+            config,
+            listen=listen,
+            tls=tls,
+            folder=folder,
+            coordinator=coordinator,
+            metrics=metrics,
+            limits=Limits(
+                sessions=sessions, workers=workers, idle_seconds=idle, grace_seconds=grace
+            ),
+        )
+
+    def ready(running: TrunkService) -> None:
+        host = listen.rpartition(":")[0]
+        console.print(f"trunk of {config.model.base} on {host}:{running.port}", soft_wrap=True)
+        if metrics:
+            there = f"{metrics.rpartition(':')[0]}:{running.metrics_port}"
+            console.print(f"metrics on http://{there}/metrics", soft_wrap=True)
+        console.print("stop it with Ctrl-C or SIGTERM", soft_wrap=True)
+
+    run_trunk(config, chosen, ready)
+    console.print("stopped", soft_wrap=True)

@@ -1,0 +1,52 @@
+"""A trunk server's process: the middle blocks of a recipe's base, checked, behind a service.
+
+It reads the recipe and the base's middle blocks; no data, no catalogue, no other block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fellrec.config import RunConfig
+from fellrec.data.sources import fetch_model
+from fellrec.errors import ModelError
+from fellrec.federation.agreement import agreed
+from fellrec.federation.recommenders import outline_part
+from fellrec.federation.workspace import trunk_server
+from fellrec.models import manifest
+from fellrec.models.stages import load_config
+from fellrec.split.service.server import TrunkService, serve
+from fellrec.split.service.settings import ServiceSettings
+
+
+def settings_for(config: RunConfig, **given: object) -> ServiceSettings:
+    """Return a service's settings with both digests filled in.
+
+    given: the other fields of `ServiceSettings`.
+
+    Raises ModelError where a tensor of the trunk's blocks is not the one of the base's manifest.
+    """
+    base = fetch_model(config.model.base)
+    stage = outline_part(config, load_config(base), "trunk")
+    manifest.check(base, manifest.stage_tensors(base, [stage]))
+    digests = {"manifest": manifest.digest(base), "agreed": agreed(config)}
+    return ServiceSettings(**given, **digests)  # type: ignore[arg-type]
+
+
+def run_trunk(
+    config: RunConfig,
+    settings: ServiceSettings,
+    ready: Callable[[TrunkService], None] = lambda running: None,
+) -> None:
+    """Serve a recipe's trunk until SIGTERM or SIGINT; see `split.service.server.serve`.
+
+    Raises ConfigError for what can't be served as asked, ModelError where no block is left for it.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    trunk = trunk_server(config)
+    if trunk is None:
+        raise ModelError("clients hold all blocks of this recipe's base; lower model.k_in or k_out")
+    serve(trunk, settings, ready)
