@@ -33,7 +33,7 @@ from fellrec.split.codecs import Codec
 from fellrec.split.frames import MAX_CLIENT_BYTES
 from fellrec.split.ledger import Ledger
 from fellrec.split.remote import RemoteTrunk
-from fellrec.split.transport import InProcessTransport
+from fellrec.split.transport import InProcessTransport, Transport
 from fellrec.split.trunk import SessionSettings, TrunkServer
 
 _Counts = npt.NDArray[np.int64]
@@ -183,10 +183,11 @@ def trunk_server(config: RunConfig) -> TrunkServer | None:
 
 
 class Workspace:
-    """The model of a run, cut, with every part in this process.
+    """The model of a run, cut; every part is in this process unless a transport leads elsewhere.
 
-    recommender: the client's side. server: the trunk's side, None where no block is left for it.
-    trunk: how the client reaches it, through the wire's codec. ledger: what crossed.
+    recommender: the client's side. server: the trunk's side, None where no block is left for it or
+    where it is elsewhere. trunk: how the client reaches it, through the wire's codec. ledger: what
+    crossed.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class Workspace:
         config: RunConfig,
         dataset: Dataset,
         *,
+        transport: Transport | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.config = config
@@ -202,18 +204,20 @@ class Workspace:
         self.ledger = Ledger()
         head, tail = (load_adapted(config, self.base, role) for role in ("head", "tail"))
         self.recommender = build_recommender(config, dataset, self.base, head, tail, progress)
-        self.server = trunk_server(config)
-        self.trunk = self._connect()
+        self.server = trunk_server(config) if transport is None else None
+        if transport is None and self.server is not None:
+            transport = InProcessTransport(self.server)
+        self.trunk = self._connect(transport)
         self._initial = {
             n: p.detach().to("cpu", copy=True) for n, (_, p) in self.recommender.trained().items()
         }
 
-    def _connect(self) -> Trunk:
-        if self.server is None:
+    def _connect(self, transport: Transport | None) -> Trunk:
+        if transport is None:
             return NoTrunk()
         split_config = self.config.split
         return RemoteTrunk(
-            InProcessTransport(self.server),
+            transport,
             codec=Codec(split_config.codec),
             ledger=self.ledger,
             max_bytes=split_config.max_frame_mib << 20,
