@@ -184,6 +184,9 @@ class TrainConfig(Section):
     """Users (or prompts) in each optimiser step."""
     micro_batches: Count = 1
     """Parts into which a batch is cut to save memory; the result is the same."""
+    in_flight: Count = 1
+    """Parts that may be on their way at the same time, so that client and server both work; each
+    takes memory until its gradient is back."""
     learning_rate: Positive = 1e-3
     """AdamW's step size."""
     weight_decay: NotNegative = 0.01

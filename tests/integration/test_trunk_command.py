@@ -71,7 +71,7 @@ def command(recipe: Path, keys: Credentials, *more: str) -> list[str]:
 
 @pytest.fixture
 def deployed(toys: Toys, tmp_path: Path) -> Iterator[Deployment]:
-    config = toys.recipe({"train.micro_batches": 2, "split.codec": "int8", "model.k_in": 1})
+    config = toys.recipe({"train.micro_batches": 3, "train.in_flight": 2, "split.codec": "int8"})
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(config.to_toml())
     keys = make_credentials(tmp_path / "keys", [CLIENT, "south"], days=1)

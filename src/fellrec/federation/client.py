@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +34,8 @@ Scores = dict[str, npt.NDArray[np.float64]]
 class ClientSettings:
     """How a client trains and scores; see the recipe's [train] and [evaluation].
 
-    samples: examples it trains on, drawn once; valid_users, test_users: users it is scored on,
-    drawn once. 0 takes all.
+    in_flight: micro-batches that may be on their way at the same time. samples: examples it trains
+    on, drawn once; valid_users, test_users: users it is scored on, drawn once. 0 takes all.
     """
 
     seed: int
@@ -43,6 +43,7 @@ class ClientSettings:
     local_epochs: int = 2
     batch_size: int = 16
     micro_batches: int = 1
+    in_flight: int = 1
     windows: int = 1
     ks: tuple[int, ...] = (5, 10, 20)
     evaluation_batch: int = 128
@@ -176,20 +177,57 @@ class Client:
         The loss is divided by the targets of the whole batch before micro-batches are cut, so that
         their gradients add up to the whole batch's (METHOD section 2).
         """
+        parts = list(enumerate(batch.micro(self.settings.micro_batches)))
+        size = self.settings.in_flight if self.trunk.overlaps else 1
         batch_loss = 0.0
-        for micro, part in enumerate(batch.micro(self.settings.micro_batches)):
-            self._point(round, step, micro)
-            loss = self.recommender.loss(self.trunk, part) / len(batch.targets)
-            batch_loss += float(loss.detach())
-            if not math.isfinite(batch_loss):
-                raise TrainingError(
-                    f"client {self.name}: the loss is {batch_loss} at step {step} of round "
-                    f"{round}; lower train.learning_rate"
-                )
-            loss.backward()
+        for first in range(0, len(parts), size):
+            group = parts[first : first + size]
+            run = self._one_after_another if len(group) == 1 else self._side_by_side
+            for loss in run(round, step, group, len(batch.targets)):
+                batch_loss += loss
+                if not math.isfinite(batch_loss):
+                    raise TrainingError(
+                        f"client {self.name}: the loss is {batch_loss} at step {step} of round "
+                        f"{round}; lower train.learning_rate"
+                    )
         norm = optimiser.squared_norm()
         optimiser.step(norm + self.trunk.end_step(norm))
         return batch_loss
+
+    def _one_after_another(
+        self, round: int, step: int, parts: Sequence[tuple[int, Batch]], targets: int
+    ) -> Iterator[float]:
+        """Yield the loss of each micro-batch, then run it backward."""
+        for micro, part in parts:
+            self._point(round, step, micro)
+            loss = self.recommender.loss(self.trunk, part) / targets
+            yield float(loss.detach())
+            loss.backward()
+
+    def _side_by_side(
+        self, round: int, step: int, parts: Sequence[tuple[int, Batch]], targets: int
+    ) -> Iterator[float]:
+        """Do the same while client and trunk work at the same time.
+
+        All heads run before the first tail, and all tails before the first way back through a
+        head; gradients add up in the order of the micro-batches, as without.
+        """
+        under_way = []
+        for micro, part in parts:
+            self._point(round, step, micro)
+            entered = self.recommender.enter(part)
+            under_way.append((micro, part, entered, self.trunk.begin(entered.hidden, part.layout)))
+        for micro, part, entered, crossing in under_way:
+            self._point(round, step, micro)
+            loss = self.recommender.leave(crossing.outputs(), entered, part) / targets
+            yield float(loss.detach())
+            # What head and tail share is walked through twice.
+            loss.backward(retain_graph=entered.shared is not None)
+            crossing.send_gradient()
+        for _, _, entered, crossing in under_way:
+            gradient = crossing.input_gradient()
+            if entered.hidden.requires_grad:
+                entered.hidden.backward(gradient)
 
     def evaluate(self, target: Literal["valid", "test"]) -> Scores:
         """Rank the whole catalogue for each user, history masked: metric -> (users,) float64.

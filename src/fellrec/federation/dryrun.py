@@ -13,10 +13,11 @@ Memory of one side in training, in bytes:
 
     weights      all tensors that it holds, and on the server a session's copy of the adapter
     training     12 for each trained parameter: its gradient and AdamW's two moments
-    activations  p · (blocks + 1) · k
+    activations  f · p · (blocks + 1) · k
     scores       client only: 8 · targets · classes, and what goes with the table of items
 
-p is the number of places, padding included, in the largest micro-batch of any client. k is what
+f is the number of micro-batches under way at the same time, and p the number of places, padding
+included, in the largest micro-batch of any client. k is what
 autograd keeps of one place in one block: queries, keys, values and the attention's output; the
 inputs of two norms; the inside of the feed-forward part, which gated ones hold three times; masks
 of dropout; and each adapted layer's input, with its mask. One block more stands for gradients on
@@ -205,16 +206,17 @@ def _sides(
             table, classes = 0, int(recommender.head.body.config.vocab_size)
     scores = _FLOAT * (table * recommender.head.width + 2 * peak.targets * classes)
     copy = _FLOAT * int(cost["server_adapter_parameters"])
+    places = peak.places * min(config.train.in_flight, config.train.micro_batches)
     return {
         "cost": cost,
         "memory": {
             "client": _memory(
-                int(cost["client_bytes"]), trained, _kept(config, stages) * peak.places, scores
+                int(cost["client_bytes"]), trained, _kept(config, stages) * places, scores
             ),
             "server": _memory(
                 int(cost["server_bytes"]) + copy,
                 there,
-                0 if server is None else _kept(config, [server]) * peak.places,
+                0 if server is None else _kept(config, [server]) * places,
                 0,
             ),
         },

@@ -153,6 +153,7 @@ def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
         local_epochs=train.local_epochs,
         batch_size=train.batch_size,
         micro_batches=train.micro_batches,
+        in_flight=train.in_flight,
         windows=train.windows,
         ks=tuple(evaluation.ks),
         evaluation_batch=evaluation.batch_size,

@@ -47,7 +47,7 @@ from fellrec.models.beams import Written, beam_search
 from fellrec.models.families import FAMILIES
 from fellrec.models.layout import Layout
 from fellrec.models.prompts import Prompts, Tokens
-from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
+from fellrec.models.recommender import Batch, Entered, Kind, Recommender, Trunk
 from fellrec.models.stages import Stage
 from fellrec.models.titles import TitleTrie
 
@@ -142,15 +142,18 @@ class Bigrec(Recommender):
         targets = np.concatenate([tokens[-count:] for tokens, count in texts]).astype(np.int64)
         return Batch(layout, torch.from_numpy(inputs), torch.from_numpy(targets), rows, counts)
 
-    def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
+    def enter(self, batch: Batch) -> Entered:
+        """Run the head over prompts with their responses."""
+        return Entered(self.head(self.head.embed(batch.inputs), batch.layout))
+
+    def leave(self, outputs: Tensor, entered: Entered, batch: Batch) -> Tensor:
         """Cross-entropy of the learned tokens, summed.
 
         The output layer is computed where there is something to learn: over prompts of 150 tokens
         it would otherwise be a good part of the step.
         """
         layout = batch.layout
-        hidden = self.head(self.head.embed(batch.inputs), layout)
-        outputs = self.tail(trunk(hidden, layout), layout).flatten(0, 1)
+        outputs = self.tail(outputs, layout).flatten(0, 1)
         ends = np.arange(len(layout.lengths)) * layout.width + layout.lengths
         before = np.cumsum(batch.counts) - batch.counts
         shift = np.repeat(ends - batch.counts - before, batch.counts)

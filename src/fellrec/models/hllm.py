@@ -30,7 +30,7 @@ from fellrec.errors import ModelError
 from fellrec.models.batching import like_lengths
 from fellrec.models.dropout import StepKey
 from fellrec.models.layout import Layout
-from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
+from fellrec.models.recommender import Batch, Entered, Kind, Recommender, Trunk
 from fellrec.models.stages import Stage
 
 ItemResidual = Literal["shared", "local", "none"]
@@ -117,11 +117,18 @@ class Hllm(Recommender):
             rows = order[first : first + batch_size]
             yield _batch(histories.values, rows, start[rows], stop[rows], train=False)
 
-    def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
-        """Cross-entropy over the whole catalogue at every valid position, summed."""
+    def enter(self, batch: Batch) -> Entered:
+        """Look the items up and run the head; the table of items is shared with `leave`."""
         table = self.item_vectors()
-        outputs = batch.layout.pack(self._outputs(trunk, batch, table))
-        logits = self.scale * F.normalize(outputs, dim=-1) @ F.normalize(table, dim=-1).T
+        return Entered(self._enter(batch, table), table)
+
+    def leave(self, outputs: Tensor, entered: Entered, batch: Batch) -> Tensor:
+        """Cross-entropy over the whole catalogue at every valid position, summed."""
+        if entered.shared is None:
+            raise RuntimeError("the table of items is missing")
+        packed = batch.layout.pack(self.tail(outputs, batch.layout))
+        items = F.normalize(entered.shared, dim=-1)
+        logits = self.scale * F.normalize(packed, dim=-1) @ items.T
         return F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
 
     def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
@@ -129,15 +136,16 @@ class Hllm(Recommender):
         if self._served is None:
             raise RuntimeError("begin_serving comes first")
         with torch.no_grad():
-            outputs = self._outputs(trunk, batch, self._served).flatten(0, 1)
+            hidden = trunk(self._enter(batch, self._served), batch.layout)
+            outputs = self.tail(hidden, batch.layout).flatten(0, 1)
             last = outputs.index_select(0, batch.layout.last.to(outputs.device))
             served = F.normalize(self._served, dim=-1)
             return (self.scale * F.normalize(last, dim=-1) @ served.T).cpu()
 
-    def _outputs(self, trunk: Trunk, batch: Batch, table: Tensor) -> Tensor:
-        """Look the items up and run all stages: (batch, width, d)."""
-        hidden = self.head(F.embedding(batch.inputs.to(table.device), table), batch.layout)
-        return self.tail(trunk(hidden, batch.layout), batch.layout)  # type: ignore[no-any-return]  # nn.Module
+    def _enter(self, batch: Batch, table: Tensor) -> Tensor:
+        """Look the items up and run the head: (batch, width, d)."""
+        looked_up = F.embedding(batch.inputs.to(table.device), table)
+        return self.head(looked_up, batch.layout)  # type: ignore[no-any-return]  # nn.Module
 
 
 def _orthogonal(rows: int, columns: int, seed: int) -> Tensor:

@@ -38,7 +38,7 @@ from fellrec.errors import ModelError
 from fellrec.models.batching import by_budget, like_lengths
 from fellrec.models.item_texts import TYPES, ItemTexts
 from fellrec.models.layout import Layout
-from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
+from fellrec.models.recommender import Batch, Entered, Kind, Recommender, Trunk
 from fellrec.models.stages import Stage
 
 Ints = npt.NDArray[np.int64]
@@ -161,28 +161,37 @@ class Recformer(Recommender):
             chosen = order[first : first + batch_size]
             yield self._batch(histories.values, chosen, start[chosen], stop[chosen], train=False)
 
-    def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
+    def enter(self, batch: Batch) -> Entered:
+        """Run the head over histories as texts."""
+        return Entered(self._enter(batch.layout, batch.inputs))
+
+    def leave(self, outputs: Tensor, entered: Entered, batch: Batch) -> Tensor:
         """Cross-entropy of each row's target over the whole catalogue, summed."""
-        logits = self._logits(trunk, batch)
+        logits = self._logits(self._pooled(outputs, batch.layout))
         return F.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
 
     @torch.no_grad()
     def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:
         """Cosine / temperature of each history with every item."""
-        return self._logits(trunk, batch).cpu()
+        return self._logits(self._encode(trunk, batch.layout, batch.inputs)).cpu()
 
-    def _logits(self, trunk: Trunk, batch: Batch) -> Tensor:
+    def _logits(self, vectors: Tensor) -> Tensor:
         if self._table is None:
             raise RuntimeError("begin_epoch or begin_serving comes first")
-        vectors = self._encode(trunk, batch.layout, batch.inputs)
         return vectors @ self._table.T / self.settings.temperature
 
     def _encode(self, trunk: Trunk, layout: Layout, inputs: Tensor) -> Tensor:
         """Run all stages over texts: the first position's output of each, (batch, d), length 1."""
+        return self._pooled(trunk(self._enter(layout, inputs), layout), layout)
+
+    def _enter(self, layout: Layout, inputs: Tensor) -> Tensor:
+        """Run the head over texts: (batch, width, d)."""
         token, place, kind = inputs.to(self.item_positions.device).unbind(-1)
         hidden = self.head.embed(token) + F.embedding(place, self.item_positions)
-        hidden = self.head(hidden + F.embedding(kind, self.token_types), layout)
-        return F.normalize(self.tail(trunk(hidden, layout), layout)[:, 0], dim=-1)
+        return self.head(hidden + F.embedding(kind, self.token_types), layout)  # type: ignore[no-any-return]  # nn.Module
+
+    def _pooled(self, outputs: Tensor, layout: Layout) -> Tensor:
+        return F.normalize(self.tail(outputs, layout)[:, 0], dim=-1)
 
     def _windows(self, histories: Ragged, row: Ints, stop: Ints) -> tuple[Ints, Ints]:
         """Where to begin so that what stands before `stop` fits, and the positions it then takes.

@@ -72,10 +72,37 @@ class Batch:
         return parts
 
 
+class Crossing(ABC):
+    """One micro-batch on its way through a trunk that others may follow before it is back.
+
+    Call in this order: `outputs`, `send_gradient`, `input_gradient`.
+    """
+
+    @abstractmethod
+    def outputs(self) -> Tensor:
+        """Wait for the trunk's outputs, (batch, width, d): a leaf that gathers its gradient."""
+
+    @abstractmethod
+    def send_gradient(self) -> None:
+        """Send the gradient that the outputs gathered."""
+
+    @abstractmethod
+    def input_gradient(self) -> Tensor:
+        """Wait for the gradient of what went in, (batch, width, d)."""
+
+
 class Trunk(nn.Module, ABC):
-    """The blocks between head and tail, wherever they run."""
+    """The blocks between head and tail, wherever they run.
+
+    overlaps: whether `begin` is there, so that several micro-batches may be on their way.
+    """
 
     key: StepKey
+    overlaps = False
+
+    def begin(self, hidden: Tensor, layout: Layout) -> Crossing:
+        """Send a micro-batch's activations, (batch, width, d), and don't wait."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
@@ -118,6 +145,18 @@ class NoTrunk(Trunk):
         return 0.0
 
 
+@dataclass(frozen=True)
+class Entered:
+    """A training batch behind the head.
+
+    hidden: (batch, width, d), for the trunk. shared: what the head used and the tail uses again,
+    part of both gradients; None where they share nothing.
+    """
+
+    hidden: Tensor
+    shared: Tensor | None = None
+
+
 class Recommender(nn.Module, ABC):
     """A backbone without its trunk.
 
@@ -154,8 +193,17 @@ class Recommender(nn.Module, ABC):
         """
 
     @abstractmethod
+    def enter(self, batch: Batch) -> Entered:
+        """Run the head over a training batch."""
+
+    @abstractmethod
+    def leave(self, outputs: Tensor, entered: Entered, batch: Batch) -> Tensor:
+        """Run the tail over the trunk's outputs: the loss summed over the batch's targets."""
+
     def loss(self, trunk: Trunk, batch: Batch) -> Tensor:
         """Run all stages over a training batch: the loss summed over its targets."""
+        entered = self.enter(batch)
+        return self.leave(trunk(entered.hidden, batch.layout), entered, batch)
 
     @abstractmethod
     def score(self, trunk: Trunk, batch: Batch, k: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,10 @@ from torch import Tensor
 from fellrec.errors import WireError
 from fellrec.models.dropout import StepKey
 from fellrec.models.layout import Layout, Side
-from fellrec.models.recommender import Trunk
+from fellrec.models.recommender import Crossing, Trunk
 from fellrec.split.codecs import Codec
 from fellrec.split.ledger import Ledger
-from fellrec.split.transport import Transport
+from fellrec.split.transport import PipelinedTransport, Transport
 from fellrec.split.wire import Frame, FrameKind, decode_frame, encode_frame, frame_parts
 
 
@@ -49,6 +49,7 @@ class RemoteTrunk(Trunk):
         self._codec = codec
         self._max_bytes = max_bytes
         self._remembered: npt.NDArray[np.int32] = np.empty(0, np.int32)
+        self.overlaps = hasattr(transport, "send")
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Send activations across and return what comes back: (batch, width, d) both."""
@@ -58,8 +59,12 @@ class RemoteTrunk(Trunk):
         if not hidden.requires_grad:
             # The trunk's adapter wants its gradient even where nothing before it is trained.
             hidden = hidden.detach().requires_grad_()
-        crossed: Tensor = _Crossing.apply(hidden, layout, self)  # type: ignore[no-untyped-call]  # torch
+        crossed: Tensor = _Across.apply(hidden, layout, self)  # type: ignore[no-untyped-call]  # torch
         return crossed
+
+    def begin(self, hidden: Tensor, layout: Layout) -> Crossing:
+        """Send a micro-batch's activations, and don't wait: `overlaps` has to be true."""
+        return RemoteCrossing(self, hidden, layout)
 
     def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Send prompts across; the server remembers them until the next ones come."""
@@ -127,32 +132,97 @@ class RemoteTrunk(Trunk):
 
     def _answer(self, frame: Frame, generator: torch.Generator | None = None) -> Tensor:
         """Exchange a frame that carries a tensor for one of the same shape."""
-        forward = frame.kind is FrameKind.FORWARD
-        due = FrameKind.OUTPUT if forward else FrameKind.INPUT_GRADIENT
-        reply = self._exchange(frame, due, generator)
-        sent = frame.tensor.shape if frame.tensor is not None else None
-        if reply.tensor is None or reply.tensor.shape != sent:
-            raise WireError(f"the trunk's answer does not fit activations of {sent}")
-        return reply.tensor
+        due, shape = _due(frame)
+        return _fitting(self._exchange(frame, due, generator), shape)
 
     def _exchange(
         self, frame: Frame, answer: FrameKind, generator: torch.Generator | None = None
     ) -> Frame:
         start = time.perf_counter()
+        encoded = self._encoded(frame, generator)
+        reply = self._read(frame.client, frame.round, self._transport.exchange(encoded), answer)
+        self.seconds += time.perf_counter() - start
+        return reply
+
+    def _send(self, frame: Frame, generator: torch.Generator | None = None) -> int:
+        """Send a frame ahead: a ticket for its answer."""
+        start = time.perf_counter()
+        transport = cast(PipelinedTransport, self._transport)
+        ticket = transport.send(self._encoded(frame, generator))
+        self.seconds += time.perf_counter() - start
+        return ticket
+
+    def _receive(self, ticket: int, client: str, round: int, answer: FrameKind) -> Frame:
+        """Wait for the answer of a frame that was sent ahead."""
+        start = time.perf_counter()
+        transport = cast(PipelinedTransport, self._transport)
+        reply = self._read(client, round, transport.receive(ticket), answer)
+        self.seconds += time.perf_counter() - start
+        return reply
+
+    def _encoded(self, frame: Frame, generator: torch.Generator | None) -> bytes:
         self.ledger.record_parts(frame.client, frame.round, "up", frame_parts(frame))
-        reply = decode_frame(
-            self._transport.exchange(encode_frame(frame, generator)), max_bytes=self._max_bytes
-        )
+        return encode_frame(frame, generator)
+
+    def _read(self, client: str, round: int, data: bytes, answer: FrameKind) -> Frame:
+        reply = decode_frame(data, max_bytes=self._max_bytes)
         if reply.kind is FrameKind.ERROR:
             raise WireError(f"the trunk refused: {reply.message}")
         if reply.kind is not answer:
             raise WireError(f"the trunk answered {reply.kind.name}, {answer.name} was due")
-        self.ledger.record_parts(frame.client, frame.round, "down", frame_parts(reply))
-        self.seconds += time.perf_counter() - start
+        self.ledger.record_parts(client, round, "down", frame_parts(reply))
         return reply
 
 
-class _Crossing(torch.autograd.Function):
+class RemoteCrossing(Crossing):
+    """A micro-batch whose frames don't wait for each other's answers; see `RemoteTrunk.begin`."""
+
+    def __init__(self, remote: RemoteTrunk, hidden: Tensor, layout: Layout) -> None:
+        self._remote, self._layout, self._device = remote, layout, hidden.device
+        # A copy: the owner moves the key on before this micro-batch's gradient comes.
+        self._key = replace(remote.key)
+        frame = remote._forward(layout.pack(hidden), layout.lengths, layout.side, self._key)
+        self._shape = _due(frame)[1]
+        self._ticket = remote._send(frame)
+        self._outputs: Tensor | None = None
+
+    def outputs(self) -> Tensor:
+        """Wait for the trunk's outputs."""
+        self._outputs = self._take(FrameKind.OUTPUT).requires_grad_()
+        return self._outputs
+
+    def send_gradient(self) -> None:
+        """Send the gradient that the outputs gathered."""
+        if self._outputs is None or self._outputs.grad is None:
+            raise RuntimeError("the outputs have gathered no gradient")
+        packed = self._layout.pack(self._outputs.grad)
+        frame = self._remote._gradient(packed, self._layout.side, self._key)
+        self._ticket = self._remote._send(frame, self._key.generator("wire", "up"))
+        self._outputs = None
+
+    def input_gradient(self) -> Tensor:
+        """Wait for the gradient of what went in."""
+        return self._take(FrameKind.INPUT_GRADIENT)
+
+    def _take(self, due: FrameKind) -> Tensor:
+        reply = self._remote._receive(self._ticket, self._key.client, self._key.round, due)
+        return self._layout.unpack(_fitting(reply, self._shape)).to(self._device)
+
+
+def _due(frame: Frame) -> tuple[FrameKind, torch.Size | None]:
+    """Return the kind and the shape that the answer to a frame with a tensor must have."""
+    forward = frame.kind is FrameKind.FORWARD
+    kind = FrameKind.OUTPUT if forward else FrameKind.INPUT_GRADIENT
+    return kind, frame.tensor.shape if frame.tensor is not None else None
+
+
+def _fitting(reply: Frame, shape: torch.Size | None) -> Tensor:
+    if reply.tensor is None or reply.tensor.shape != shape:
+        raise WireError(f"the trunk's answer does not fit activations of {shape}")
+    return reply.tensor
+
+
+class _Across(torch.autograd.Function):
     """Activations out and back; in the backward pass, gradients out and back."""
 
     @staticmethod
