@@ -22,7 +22,7 @@ CASES: Mapping[str, Mapping[str, object]] = {
     "hllm, local items": {"model.recommender": "hllm", "model.item_residual": "local"},
     "recformer": {"model.recommender": "recformer"},
     "bigrec": {"model.recommender": "bigrec"},
-    "int8": {"split.codec": "int8"},
+    "int8": {"model.recommender": "bigrec", "split.codec": "int8"},
     "no head": {"model.recommender": "bigrec", "model.k_in": 0},
     "no trunk": {"model.k_in": 1, "model.k_out": 2},
 }
@@ -63,8 +63,12 @@ def test_side_by_side_is_one_after_another(toys: Toys, case: str, in_flight: int
     together: list[FrameKind] = []
     loss, expected = after_a_round(toys, CASES[case], alone)
     again, found = after_a_round(toys, {**CASES[case], "train.in_flight": in_flight}, together)
-    assert again == pytest.approx(loss, rel=1e-5)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    if case.startswith("hllm"):  # its table's gradient is summed in another order
+        assert again == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    else:
+        assert again == loss
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert sorted(together) == sorted(alone)
     # Two gradients go out one after another: the second did not wait for the first to come back.
     pair = (FrameKind.GRADIENT, FrameKind.GRADIENT)

@@ -177,6 +177,25 @@ def test_another_base_is_refused(deployed: Deployment, toys: Toys) -> None:
         deployed.transport(greeting).open()
 
 
+def test_certificates_by_command(deployed: Deployment, tmp_path: Path) -> None:
+    """What the command makes serves a trunk; another authority's clients are strangers to it."""
+    other = tmp_path / "other"
+    words = ["certificates", CLIENT, "south", "--out", str(other), "--days", "1"]
+    done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, check=True)
+    assert f"client {CLIENT}: {other / 'clients' / CLIENT}.crt, {CLIENT}.key" in done.stdout
+    keys = Credentials.at(other, [CLIENT, "south"])
+    for pair in (keys.trunk, keys.coordinator, *keys.clients.values()):
+        TlsFiles(pair.certificate, pair.key, keys.authority).read()
+    stranger = TlsFiles(
+        keys.clients[CLIENT].certificate, keys.clients[CLIENT].key, deployed.keys.authority
+    )
+    greeting = greet(manifest=deployed.digest, settings=agreed(deployed.config), run="first")
+    with pytest.raises(WireError, match="certificate"):
+        GrpcTransport(Link(deployed.address, stranger), greeting, retry_seconds=1).open()
+    again = subprocess.run([*PROGRAM, *words], capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.startswith("error: ")
+
+
 def test_bad_input_is_one_line(toys: Toys, tmp_path: Path) -> None:
     keys = make_credentials(tmp_path / "keys", [CLIENT], days=1)
     for given, said in {

@@ -49,6 +49,7 @@ for command in (
     run_commands.recommend,
     run_commands.export,
     deploy_commands.trunk,
+    deploy_commands.certificates,
     run_commands.recipes,
 ):
     app.command()(command)

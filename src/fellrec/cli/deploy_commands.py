@@ -1,4 +1,4 @@
-"""Commands for machines apart: trunk."""
+"""Commands for machines apart: certificates, trunk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,37 @@ import typer
 
 from fellrec import console as show
 from fellrec.cli.shared import Settings, quiet, waiting
+
+
+def certificates(
+    clients: Annotated[list[str], typer.Argument(metavar="CLIENT...", help="The clients' names.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="Name or address by which clients reach the servers. Repeatable. Default: "
+            "this machine alone.",
+        ),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, help="How long they are good.")] = 90,
+) -> None:
+    """Make a certificate authority, and what servers and clients need to know each other by.
+
+    Give each party its own files and ca.crt; ca.key stays with whoever admits clients.
+    """
+    from fellrec.federation.credentials import LOOPBACK, make_credentials
+
+    made = make_credentials(out, clients, days=days, hosts=host or LOOPBACK)
+    console = show.make_console()
+    console.print(f"wrote {out}: good for {days} days", soft_wrap=True)
+    for who, pair in {
+        "trunk server": made.trunk,
+        "coordinator": made.coordinator,
+        **{f"client {show.plain(name)}": pair for name, pair in made.clients.items()},
+    }.items():
+        console.print(f"  {who}: {pair.certificate}, {pair.key.name}", soft_wrap=True)
 
 
 def trunk(
