@@ -103,18 +103,20 @@ def trunk(
     config = RunConfig.from_toml(recipe, dict(map(parse_override, settings or [])))
     console = show.make_console()
     with waiting(console, "checking the weights"):
-        from fellrec.federation.trunk import run_trunk, settings_for
+        from fellrec.federation.trunk import check_trunk, run_trunk
         from fellrec.split.service.server import TrunkService
-        from fellrec.split.service.settings import Limits, TlsFiles
+        from fellrec.split.service.settings import Limits, ServiceSettings, TlsFiles
 
         quiet()
         tls = TlsFiles(certificate, key, authority)
         tls.read()  # what is wrong with them shows before the weights are read
-        chosen = settings_for(
-            config,
+        weights, shared = check_trunk(config)
+        chosen = ServiceSettings(
             listen=listen,
             tls=tls,
             folder=folder,
+            manifest=weights,
+            agreed=shared,
             coordinator=coordinator,
             metrics=metrics,
             limits=Limits(

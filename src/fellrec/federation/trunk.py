@@ -21,18 +21,16 @@ from fellrec.split.service.server import TrunkService, serve
 from fellrec.split.service.settings import ServiceSettings
 
 
-def settings_for(config: RunConfig, **given: object) -> ServiceSettings:
-    """Return a service's settings with both digests filled in.
+def check_trunk(config: RunConfig) -> tuple[str, str]:
+    """Check the tensors that a trunk server will read; return the digests it greets clients with.
 
-    given: the other fields of `ServiceSettings`.
-
-    Raises ModelError where a tensor of the trunk's blocks is not the one of the base's manifest.
+    They are of the base's weights and of the settings that both sides share. Raises ModelError for
+    a tensor of the trunk's blocks that is not the one of the base's manifest.
     """
     base = fetch_model(config.model.base)
     stage = outline_part(config, load_config(base), "trunk")
     manifest.check(base, manifest.stage_tensors(base, [stage]))
-    digests = {"manifest": manifest.digest(base), "agreed": agreed(config)}
-    return ServiceSettings(**given, **digests)  # type: ignore[arg-type]
+    return manifest.digest(base), agreed(config)
 
 
 def run_trunk(
