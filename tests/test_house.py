@@ -67,7 +67,8 @@ def wrong_imports(name: str, imported: list[str]) -> list[str]:
         for part, below in FORBIDDEN.items():
             if lies_in(name, f"{PACKAGE}.{part}"):
                 wrong += [other for layer in below if lies_in(other, f"{PACKAGE}.{layer}")]
-        if lies_in(other, f"{PACKAGE}.cli") and not lies_in(name, f"{PACKAGE}.cli"):
+        command = name == f"{PACKAGE}.__main__" or lies_in(name, f"{PACKAGE}.cli")
+        if lies_in(other, f"{PACKAGE}.cli") and not command:
             wrong.append(other)
         if lies_in(other, "flwr") and not lies_in(name, f"{PACKAGE}.federation.flower"):
             wrong.append(other)

@@ -78,6 +78,8 @@ class ClientsConfig(Section):
     """Groups of like users that the partition "dirichlet" spreads over clients."""
     per_round: Natural = 0
     """Clients drawn each round; 0 takes all."""
+    minimum: Count = 1
+    """A round with fewer clients that completed it ends the run."""
 
 
 class ModelConfig(Section):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,20 +41,29 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def alone_in(path: Path, refusal: str) -> Iterator[None]:
+def alone_in(path: Path, refusal: str, seconds: float = 0.0) -> Iterator[None]:
     """Keep other processes out of a folder; the lock is on the folder itself and ends with us.
 
-    Raises RunError, with the text of `refusal`, when another process is in there.
+    Raises RunError, with the text of `refusal`, when another process is still in there after so
+    many seconds.
     """
-    handle = os.open(path, os.O_RDONLY)
+    handle, until = os.open(path, os.O_RDONLY), time.monotonic() + seconds
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{path}: {refusal}") from error
+        while not _locked(handle):
+            if time.monotonic() >= until:
+                raise RunError(f"{path}: {refusal}")
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def append_line(path: Path, line: str) -> None:

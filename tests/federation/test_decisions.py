@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def judged(scores: list[float], patience: int) -> tuple[Standing, list[bool]]:
     ],
 )
 def test_judge(scores: list[float], patience: int, wanted: Standing, improved: list[bool]) -> None:
-    assert judged(scores, patience) == (wanted, improved)
+    assert judged(scores, patience) == (replace(wanted, label=len(scores)), improved)
 
 
 def test_strategy_of() -> None:

@@ -18,10 +18,10 @@ from fellrec.config import RunConfig
 from fellrec.data.client_file import read_client_file, write_client_file
 from fellrec.data.sources import fetch_model
 from fellrec.errors import WireError
-from fellrec.federation.agreement import agreed
-from fellrec.federation.certificates import Pair
 from fellrec.federation.client import Client
-from fellrec.federation.credentials import Credentials, make_credentials
+from fellrec.federation.deployment.agreement import agreed
+from fellrec.federation.deployment.certificates import Pair
+from fellrec.federation.deployment.credentials import Credentials, make_credentials
 from fellrec.federation.turns import ClientModel, turn
 from fellrec.federation.workspace import Shares, Workspace, share_data
 from fellrec.models import manifest

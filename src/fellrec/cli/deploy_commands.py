@@ -29,7 +29,7 @@ def certificates(
 
     Give each party its own files and ca.crt; ca.key stays with whoever admits clients.
     """
-    from fellrec.federation.credentials import LOOPBACK, make_credentials
+    from fellrec.federation.deployment.credentials import LOOPBACK, make_credentials
 
     made = make_credentials(out, clients, days=days, hosts=host or LOOPBACK)
     console = show.make_console()
@@ -103,7 +103,7 @@ def trunk(
     config = RunConfig.from_toml(recipe, dict(map(parse_override, settings or [])))
     console = show.make_console()
     with waiting(console, "checking the weights"):
-        from fellrec.federation.trunk import check_trunk, run_trunk
+        from fellrec.federation.deployment.trunk import check_trunk, run_trunk
         from fellrec.split.service.server import TrunkService
         from fellrec.split.service.settings import Limits, ServiceSettings, TlsFiles
 

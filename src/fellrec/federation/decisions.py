@@ -89,8 +89,9 @@ def judge(standing: Standing, score: float, round: int, patience: int) -> tuple[
     """
     best = standing.best_score
     if math.isnan(score):
-        return Standing(None, round, 0, False), True
+        return Standing(None, round, 0, False, round), True
     if best is None or score > best:
-        return Standing(score, round, 0, False), True
+        return Standing(score, round, 0, False, round), True
     stale = standing.stale + 1
-    return Standing(best, standing.best_round, stale, bool(patience) and stale >= patience), False
+    stopped = bool(patience) and stale >= patience
+    return Standing(best, standing.best_round, stale, stopped, round), False

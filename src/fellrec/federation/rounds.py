@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
 
 from torch import Tensor
 
@@ -83,15 +82,14 @@ class Round:
         """Take what clients learned, in the order in which they were drawn, and mix it.
 
         Returns each client's own mixture, stored when it is asked for. Raises TrainingError when
-        no client completed the round.
+        fewer clients trained than `clients.minimum`.
         """
         for name, answer in answers:
             if isinstance(answer, FellrecError):
                 self._leave_out(name, answer)
             else:
                 self._take(name, answer)
-        if not self._reports:
-            self._stop()
+        self._check_enough(len(self._reports))
         for rows in (self._rows, self._starts, self._mixed):
             if rows is not None:
                 rows.truncate(len(self._reports))
@@ -103,7 +101,7 @@ class Round:
     def finish(self, scores: Iterable[tuple[str, float | FellrecError]]) -> RunState:
         """Take the validation scores of the mixed models, save the round, return the new state.
 
-        Raises TrainingError when no client completed the round.
+        Raises TrainingError when fewer clients completed the round than `clients.minimum`.
         """
         standings, valid = dict(self._state.standings), {}
         for name, score in scores:
@@ -116,8 +114,7 @@ class Round:
             standing, patience = standings.get(name, Standing()), self._config.train.patience
             standings[name], improved = judge(standing, score, self.t + 1, patience)
             self._store.keep_best(self.t + 1, name, improved=improved)
-        if all(name in self._failed for name in self._reports):
-            self._stop()
+        self._check_enough(len(self._reports.keys() - self._failed.keys()))
         for name in self._names:
             if name not in self._reports or name in self._failed:
                 self._store.carry(self.t + 1, name)
@@ -174,9 +171,12 @@ class Round:
         self._failed[name] = reason
         self._observer.note(f"{reason}; the client keeps the model it had")
 
-    def _stop(self) -> NoReturn:
-        reason = next(iter(self._failed.values()))
-        raise TrainingError(f"no client completed round {self.t}: {reason}")
+    def _check_enough(self, completed: int) -> None:
+        """Raise TrainingError when too few clients got so far."""
+        if completed < min(self._config.clients.minimum, len(self.drawn)):
+            reason = next(iter(self._failed.values()))
+            who = f"{completed} of {len(self.drawn)} clients" if completed else "no client"
+            raise TrainingError(f"{who} completed round {self.t}: {reason}")
 
     def _count_metrics(self, name: str, metrics: int) -> None:
         self._ledger.record(name, self.t, "up", "metrics", metrics * METRIC_BYTES)

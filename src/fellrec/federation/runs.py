@@ -22,11 +22,12 @@ from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.rounds import Books
 from fellrec.federation.simulation import Simulation
-from fellrec.federation.store import RunStore
-from fellrec.federation.summary import summarise
-from fellrec.federation.turns import publish_start
+from fellrec.federation.sizes import sizes
+from fellrec.federation.store import CLIENT, SERVER, RunStore
+from fellrec.federation.summary import About, result_of, summarise
 from fellrec.federation.workspace import Workspace, share_data
 from fellrec.files import alone_in, read_json, sync_folder, write_bytes, write_json
+from fellrec.models.recommender import Kind
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def train(
     observer = observer or Observer()
     path = out if out is not None else Path("runs") / config.name
     begun = time.perf_counter()
-    config = _claim(path, config, resume)
+    config = claim(path, config, resume)
     with alone_in(path, "another process works on this run; let it end"):
         return _train(config, path, observer, begun, resume=resume)
 
@@ -87,9 +88,21 @@ def _train(
     scores = simulation.test(state)
     for name, client in simulation.clients.items():
         if not store.publish(state.round, name):
-            publish_start(path, workspace, name, simulation.started[name])
+            adapter = workspace.initial(Kind.LORA, Kind.DENSE)
+            own = {"adapter": adapter, "private": simulation.started[name]}
+            store.publish_start(name, {CLIENT: own, SERVER: {"adapter": workspace.initial_trunk()}})
         write_scores(path / "clients" / name / "scores.parquet", client.data, scores[name])
-    summary = summarise(simulation, state, scores)
+    server = workspace.server.base if workspace.server is not None else None
+    about = About(
+        shares.dataset.name,
+        len(shares.split),
+        shares.split.dropped,
+        len(shares.dataset.catalogue),
+        sizes(workspace.recommender, server),
+    )
+    metric = config.evaluation.metric
+    results = [result_of(c, scores[name], metric) for name, c in simulation.clients.items()]
+    summary = summarise(config, path, about, state, results)
     end_session(path, time.perf_counter() - begun)
     write_json(path / "summary.json", summary)
     return RunResult(path, summary)
@@ -111,7 +124,7 @@ def write_scores(path: Path, data: Split, scores: Scores) -> None:
     write_bytes(path, frame.to_parquet(index=False))
 
 
-def _claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
+def claim(path: Path, config: RunConfig, resume: bool) -> RunConfig:
     """Make the run directory, or take over one whose recipe is the same."""
     recipe = path / "config.toml"
     if resume and not path.exists():

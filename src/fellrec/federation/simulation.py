@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fellrec.config import RunConfig
 from fellrec.errors import FellrecError, TrainingError, WireError
-from fellrec.federation.client import Client, Scores, check_finite
-from fellrec.federation.decisions import strategy_for
+from fellrec.federation.client import Scores, check_finite
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.observer import Observer
 from fellrec.federation.rounds import METRIC_BYTES
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore
-from fellrec.federation.turns import ClientModel, stored_model, turn
+from fellrec.federation.turns import ClientModel, stored_model
+from fellrec.federation.work import Work
 from fellrec.federation.workspace import Shares, Workspace
 from fellrec.models.optimiser import without
 
@@ -42,14 +42,13 @@ class Simulation:
         self.shares = shares
         self.workspace = workspace
         self.store = store
-        self.observer = observer
         self.started: dict[str, Mapping[str, Tensor]] = {}
         self.clients = {
             name: workspace.client(name, shares.of(number), shares.quotas[number])
             for number, name in enumerate(shares.partition.names)
         }
         self._start = workspace.start()
-        self._exchanges = strategy_for(config).exchanges
+        self._work = Work(config, workspace, observer)
 
     @property
     def names(self) -> Sequence[str]:
@@ -81,20 +80,17 @@ class Simulation:
     def test(self, state: RunState) -> dict[str, Scores]:
         """Score every client's best model on its test targets: per-user scores by client.
 
-        A client that never completed a round may still let validation choose how scores are
-        weighed, so that a base is scored as what was trained on it is; `started` keeps the choice.
+        What validation chose for a client that never completed a round is kept in `started`.
         """
         scores = {}
         for name, client in self.clients.items():
             model = stored_model(self.store, self.workspace, state.round, name, best=True)
-            with turn(self.workspace, client, state.round, model) as it:
-                if name not in state.standings and client.recommender.choices > 1:
+            trained = name in state.standings
+            scores[name], after = self._work.test(client, state.round, model, trained=trained)
+            if not trained:
+                self.started[name] = after.private
+                if client.recommender.choices > 1:
                     self._count(name, state.round, 1)
-                    self._validate(client)
-                self.observer.scoring(name, "test")
-                scores[name] = client.evaluate("test")
-            if name not in state.standings:
-                self.started[name] = it.finished().private
             self._count(name, state.round, len(scores[name]))
         self.workspace.ledger.append_csv(self.store.path / "ledger.csv")
         return scores
@@ -102,19 +98,15 @@ class Simulation:
     def _train(self, t: int, name: str) -> Trained:
         """Let one client train; what stays with it and with the trunk goes to the store."""
         model = stored_model(self.store, self.workspace, t, name)
-        before = None
-        with turn(self.workspace, self.clients[name], t, model) as it:
-            report = it.client.train(t, lambda *now: self.observer.step(name, *now))
-            if self.config.evaluation.before_mixing and self._exchanges:
-                before = self._validate(it.client)
-        trained = it.finished()
-        check_finite(name, t, trained.trunk)
-        self.store.put(t + 1, CLIENT, name, "private", trained.private)
-        self.store.put(t + 1, CLIENT, name, "optimiser", trained.moments)
-        self.store.put(t + 1, SERVER, name, "optimiser", trained.trunk_moments)
-        both = {**trained.exchanged, **trained.trunk}
+        learned = self._work.learn(self.clients[name], t, model)
+        after = learned.model
+        check_finite(name, t, after.trunk)
+        self.store.put(t + 1, CLIENT, name, "private", after.private)
+        self.store.put(t + 1, CLIENT, name, "optimiser", after.moments)
+        self.store.put(t + 1, SERVER, name, "optimiser", after.trunk_moments)
+        both = {**after.exchanged, **after.trunk}
         tensors = {key: both[key] for key in both if key in self._start.moving}
-        return Trained(report, before, tensors, it.server_seconds)
+        return Trained(learned.report, learned.before, tensors, learned.server_seconds)
 
     def _receive(self, t: int, name: str, mixed: Mixed) -> float:
         if mixed.reset:
@@ -123,15 +115,10 @@ class Simulation:
                 self.store.put(t + 1, side, name, "optimiser", moments)
         private = self.store.prepared(t + 1, CLIENT, name, "private")
         model = ClientModel(mixed.exchanged, private, mixed.trunk)
-        with turn(self.workspace, self.clients[name], t, model) as it:
-            score = self._validate(it.client)
-        if it.client.recommender.choices > 1:  # what validation chose is part of the model now
-            self.store.put(t + 1, CLIENT, name, "private", it.finished().private)
+        score, after = self._work.try_on(self.clients[name], t, model)
+        if self.clients[name].recommender.choices > 1:
+            self.store.put(t + 1, CLIENT, name, "private", after.private)
         return score
-
-    def _validate(self, client: Client) -> float:
-        self.observer.scoring(client.name, "validation")
-        return client.validate(self.config.evaluation.metric)
 
     def _count(self, name: str, t: int, metrics: int) -> None:
         self.workspace.ledger.record(name, t, "up", "metrics", metrics * METRIC_BYTES)

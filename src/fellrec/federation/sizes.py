@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -29,32 +29,50 @@ def held(modules: Sequence[nn.Module]) -> tuple[int, int]:
     return sum(counts), sum(bytes_)
 
 
-def sizes(recommender: Recommender, trunk: Stage | None) -> dict[str, int | float]:
-    """Count what a client and the server hold, under the names that summary.json uses.
-
-    trunk: the server's blocks, None where there are none.
-    """
+def client_sizes(recommender: Recommender) -> dict[str, int]:
+    """Count what a client holds, under the names that summary.json uses."""
     stages = [recommender.head, recommender.tail]
-    client_parameters, client_bytes = held([recommender])
-    client_blocks, _ = held([block for stage in stages for block in _blocks(stage)])
-    server_parameters, server_bytes, server_blocks, adapter_parameters = 0, 0, 0, 0
-    if trunk is not None:
-        server_parameters, server_bytes = held([trunk])
-        server_blocks, _ = held(_blocks(trunk))
-        adapter_parameters = sum(p.numel() for p in adapter(trunk).values())
+    parameters, bytes_ = held([recommender])
+    in_blocks, _ = held([block for stage in stages for block in _blocks(stage)])
     return {
-        "client_parameters": client_parameters,
-        "client_bytes": client_bytes,
+        "client_parameters": parameters,
+        "client_bytes": bytes_,
         "client_blocks": sum(stage.blocks for stage in stages),
-        "client_block_parameters": client_blocks,
-        "server_parameters": server_parameters,
-        "server_bytes": server_bytes,
-        "server_blocks": trunk.blocks if trunk is not None else 0,
-        "server_block_parameters": server_blocks,
-        "server_adapter_parameters": adapter_parameters,
-        "client_parameter_share": client_parameters / (client_parameters + server_parameters),
-        "client_block_share": client_blocks / max(client_blocks + server_blocks, 1),
+        "client_block_parameters": in_blocks,
     }
+
+
+def server_sizes(trunk: Stage | None) -> dict[str, int]:
+    """Count what the server holds; trunk: its blocks, None where there are none."""
+    parameters, bytes_, blocks, in_blocks, trained = 0, 0, 0, 0, 0
+    if trunk is not None:
+        parameters, bytes_ = held([trunk])
+        blocks, (in_blocks, _) = trunk.blocks, held(_blocks(trunk))
+        trained = sum(p.numel() for p in adapter(trunk).values())
+    return {
+        "server_parameters": parameters,
+        "server_bytes": bytes_,
+        "server_blocks": blocks,
+        "server_block_parameters": in_blocks,
+        "server_adapter_parameters": trained,
+    }
+
+
+def shares(client: Mapping[str, int], server: Mapping[str, int]) -> dict[str, int | float]:
+    """Put both sides together, with the client's share of all parameters, and of the blocks'."""
+    own, other = client["client_parameters"], server["server_parameters"]
+    blocks = client["client_block_parameters"]
+    return {
+        **client,
+        **server,
+        "client_parameter_share": own / max(own + other, 1),
+        "client_block_share": blocks / max(blocks + server["server_block_parameters"], 1),
+    }
+
+
+def sizes(recommender: Recommender, trunk: Stage | None) -> dict[str, int | float]:
+    """Count what a client and the server hold."""
+    return shares(client_sizes(recommender), server_sizes(trunk))
 
 
 def _blocks(stage: Stage) -> list[nn.Module]:

@@ -36,10 +36,13 @@ from fellrec.files import (
 
 LOGS = ("metrics.jsonl", "ledger.csv")
 CLIENT, SERVER = "clients", "server"
-_FILES = {
+Files = Mapping[str, tuple[str, ...]]
+ALL_FILES: Files = {
     CLIENT: ("adapter", "private", "optimiser", "best_adapter", "best_private"),
     SERVER: ("adapter", "optimiser", "best_adapter"),
 }
+COORDINATOR_FILES: Files = {side: ("adapter", "best_adapter") for side in (CLIENT, SERVER)}
+"""What a coordinator keeps of clients that are elsewhere."""
 
 
 @dataclass
@@ -47,13 +50,14 @@ class Standing:
     """What is kept per client between rounds.
 
     best_score: best validation score so far, None before the first. stale: rounds since. stopped:
-    early stopping ended its training.
+    early stopping ended its training. label: rounds that were completed when it last completed one.
     """
 
     best_score: float | None = None
     best_round: int = 0
     stale: int = 0
     stopped: bool = False
+    label: int = 0
 
 
 @dataclass
@@ -66,12 +70,13 @@ class RunState:
 
 
 class RunStore:
-    """Reads and writes one run directory."""
+    """Reads and writes one run directory. files: what each side keeps of a client, by round."""
 
-    def __init__(self, path: Path, keep_rounds: int = 2) -> None:
+    def __init__(self, path: Path, keep_rounds: int = 2, files: Files = ALL_FILES) -> None:
         self.path = path
         self._rounds = path / "rounds"
         self._keep = keep_rounds
+        self._files = files
 
     def state(self) -> RunState:
         """Return the current state; the beginning when no round has finished.
@@ -120,7 +125,7 @@ class RunStore:
     def _check(self, state: RunState) -> None:
         """Look for the files of every client that has completed a round."""
         for client in state.standings:
-            for side, names in _FILES.items():
+            for side, names in self._files.items():
                 for name in names:
                     path = self._file(str(state.round), side, client, name)
                     if not path.is_file():
@@ -222,3 +227,15 @@ class RunStore:
                         target = self.path / side / client / f"{label}_{name}.safetensors"
                         link_or_copy(file, target)
         return True
+
+    def publish_start(
+        self, client: str, tensors: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+    ) -> None:
+        """Put the common start there, for a client that never completed a round.
+
+        tensors: by side, then by file: adapter, private.
+        """
+        for side, files in tensors.items():
+            for name, each in files.items():
+                for label in ("best", "last"):
+                    write_tensors(self.path / side / client / f"{label}_{name}.safetensors", each)

@@ -6,103 +6,168 @@ import json
 import resource
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fellrec.config import RunConfig
 from fellrec.data.sampling import examples
 from fellrec.evaluation.balance import balance, sampling_gap
 from fellrec.evaluation.ranking import mean_metrics
-from fellrec.federation.client import Scores
-from fellrec.federation.simulation import Simulation
-from fellrec.federation.sizes import sizes
+from fellrec.federation.client import Client, Scores
 from fellrec.federation.store import RunState
 from fellrec.federation.workspace import seeded
 from fellrec.files import finite
 from fellrec.split.ledger import Ledger
 
 
+@dataclass(frozen=True)
+class About:
+    """What a summary begins with. cost: what each side holds, see `sizes`."""
+
+    dataset: str
+    users: int
+    dropped: int
+    items: int
+    sizes: Mapping[str, int | float]
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """One client's end. users: how many it has. examples: training targets of an epoch.
+    valid_users: how many its validation score is of. scored: users of the test score. means: each
+    metric's mean over them. scores: the same by user, None where these stay with the client.
+    """
+
+    name: str
+    users: int
+    examples: int
+    valid_users: int
+    scored: int
+    means: Mapping[str, float]
+    scores: Scores | None = None
+
+
+def result_of(client: Client, scores: Scores, metric: str) -> ClientResult:
+    """Return a client's end from its per-user test scores."""
+    return ClientResult(
+        client.name,
+        len(client.data),
+        client.settings.samples or examples(client.data.train),
+        len(client.scored("valid")),
+        int(np.count_nonzero(~np.isnan(scores[metric]))),
+        mean_metrics(scores),
+        scores,
+    )
+
+
 def summarise(
-    simulation: Simulation, state: RunState, scores: Mapping[str, Scores]
+    config: RunConfig, path: Path, about: About, state: RunState, results: Sequence[ClientResult]
 ) -> dict[str, Any]:
-    """Build the summary of a run from its final state and every client's per-user test scores."""
-    config, shares = simulation.config, simulation.shares
+    """Build the summary of a run.
+
+    path: the run directory, for its logs. results: of all clients that have test scores, in their
+    order. Where their users' scores stay with them, what takes these is None.
+    """
     metric = config.evaluation.metric
-    overall = mean_metrics(_joined(scores))
-    lines = _metrics(simulation.store.path / "metrics.jsonl")
+    lines = _metrics(path / "metrics.jsonl")
     tokens: Counter[str] = Counter()
     for line in lines:
         tokens[line["client"]] += line["tokens"]
     clients = []
-    for name, client in simulation.clients.items():
-        standing = state.standings.get(name)
+    for result in results:
+        standing = state.standings.get(result.name)
         clients.append(
             {
-                "id": name,
-                "users": len(client.data),
-                "examples": client.settings.samples or examples(client.data.train),
-                "tokens": tokens[name],
-                "scored": int(np.count_nonzero(~np.isnan(scores[name][metric]))),
+                "id": result.name,
+                "users": result.users,
+                "examples": result.examples,
+                "tokens": tokens[result.name],
+                "scored": result.scored,
                 "valid": standing.best_score if standing else None,
                 "best_round": standing.best_round if standing else 0,
-                **mean_metrics(scores[name]),
+                **result.means,
             }
         )
-    per_user = [values[metric][~np.isnan(values[metric])] for values in scores.values()]
-    per_user = [values for values in per_user if len(values)]
     best = {
         name: standing.best_score
         for name, standing in state.standings.items()
         if standing.best_score is not None
     }
-    users = [len(simulation.clients[name].scored("valid")) for name in best]
-    equal = sampling_gap(per_user, seeded(config.seed, "sampling gap")) if per_user else None
+    users = {result.name: result.valid_users for result in results}
+    known = [name for name in best if name in users]
+    weights = [users[name] for name in known]
+    valid = float(np.average([best[name] for name in known], weights=weights)) if known else None
+    scored = [result.means[metric] for result in results if result.scored]
     summary = {
-        "dataset": shares.dataset.name,
+        "dataset": about.dataset,
         "recommender": config.model.recommender,
         "strategy": config.balance.strategy,
         "seed": config.seed,
         "rounds": state.round,
-        "users": len(shares.split),
-        "users_dropped": shares.split.dropped,
-        "items": len(shares.dataset.catalogue),
-        "overall": overall,
-        "valid": {metric: float(np.average(list(best.values()), weights=users)) if best else None},
+        "users": about.users,
+        "users_dropped": about.dropped,
+        "items": about.items,
+        "overall": _overall(results),
+        "valid": {metric: valid},
         "clients": clients,
         "balance": {
             "metric": metric,
-            **balance([values.mean() for values in per_user]),
-            "relative_gap_by_sampling_alone": equal,
+            **balance(scored),
+            "relative_gap_by_sampling_alone": _gap(config, results),
         },
-        "cost": _cost(simulation, lines),
+        "cost": _cost(path, about, lines),
     }
     checked: dict[str, Any] = finite(summary)
     return checked
 
 
-def _joined(scores: Mapping[str, Scores]) -> Scores:
-    names = next(iter(scores.values())).keys()
-    return {name: np.concatenate([client[name] for client in scores.values()]) for name in names}
-
-
-def _cost(simulation: Simulation, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Count what each side holds, from its tensors, and sum up what the logs say."""
-    workspace = simulation.workspace
-    crossed = Ledger.read(simulation.store.path / "ledger.csv").totals()
-    train = sum(line["seconds"] for line in lines)
-    server = sum(line["server_seconds"] for line in lines)
-    waiting = sum(line["waiting_seconds"] for line in lines)
-    steps = sum(line["steps"] for line in lines)
+def _overall(results: Sequence[ClientResult]) -> dict[str, float]:
+    """Average over all users, each alike."""
+    per_user = [result.scores for result in results if result.scores is not None]
+    if len(per_user) == len(results):
+        joined = {m: np.concatenate([each[m] for each in per_user]) for m in per_user[0]}
+        return mean_metrics(joined)
+    having = [result for result in results if result.scored]
+    weights = [result.scored for result in having]
     return {
-        **sizes(workspace.recommender, workspace.server.base if workspace.server else None),
+        metric: float(np.average([result.means[metric] for result in having], weights=weights))
+        for metric in having[0].means
+    }
+
+
+def _gap(config: RunConfig, results: Sequence[ClientResult]) -> float | None:
+    metric = config.evaluation.metric
+    per_user = [result.scores[metric] for result in results if result.scores is not None]
+    per_user = [kept for scores in per_user if len(kept := scores[~np.isnan(scores)])]
+    known = len(per_user) == sum(result.scored > 0 for result in results)
+    if not (known and per_user):
+        return None
+    return sampling_gap(per_user, seeded(config.seed, "sampling gap"))
+
+
+def _cost(path: Path, about: About, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Count what each side holds, and sum up what the logs say; None for what no log knows."""
+    crossed = Ledger.read(path / "ledger.csv").totals()
+
+    def total(key: str) -> float | None:
+        values = [line[key] for line in lines]
+        return None if None in values else sum(values)
+
+    train, waiting, steps = total("seconds"), total("waiting_seconds"), total("steps") or 0
+    server = total("server_seconds") or 0.0
+    own = None if train is None or waiting is None else (train - waiting) / max(steps, 1)
+    return {
+        **about.sizes,
         "bytes_up": crossed["bytes_up"],
         "bytes_down": crossed["bytes_down"],
-        "train_seconds": round(train, 3),
+        "train_seconds": None if train is None else round(train, 3),
         "server_seconds": round(server, 3),
         "steps": steps,
-        "client_seconds_per_step": round((train - waiting) / max(steps, 1), 4),
+        "client_seconds_per_step": None if own is None else round(own, 4),
         "server_seconds_per_step": round(server / max(steps, 1), 4),
         "peak_rss_bytes": peak_rss(),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from fellrec.federation.client import Client
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.workspace import Workspace
-from fellrec.files import read_tensors, write_tensors
+from fellrec.files import read_tensors
 from fellrec.models.recommender import Kind
 
 Tensors = Mapping[str, Tensor]
@@ -104,16 +104,3 @@ def published_model(path: Path, name: str) -> ClientModel:
         read_tensors(private) if private.exists() else {},
         read_tensors(there / "best_adapter.safetensors"),
     )
-
-
-def publish_start(path: Path, workspace: Workspace, name: str, private: Tensors) -> None:
-    """Write the common start, and what is private of it, as the model of a client that never
-    completed a round.
-    """
-    for label in ("best", "last"):
-        for side, kind, tensors in (
-            (CLIENT, "adapter", workspace.initial(Kind.LORA, Kind.DENSE)),
-            (CLIENT, "private", private),
-            (SERVER, "adapter", workspace.initial_trunk()),
-        ):
-            write_tensors(path / side / name / f"{label}_{kind}.safetensors", tensors)

@@ -7,7 +7,7 @@ on them, and what is theirs (adapters, private tensors, moments) is on disk betw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,28 +106,50 @@ def share_data(config: RunConfig) -> Shares:
         users = np.flatnonzero(shares.assignment == client)
         if not (parts.train.lengths()[users] >= 2).any():
             raise DataError(f"client {name} has no history to learn from; use fewer clients")
-    return Shares(dataset, parts, shares, _quotas(config, parts, shares))
+    counts = Counts.of(parts, shares.assignment, len(shares))
+    return Shares(dataset, parts, shares, quotas(config, counts))
 
 
-def _quotas(config: RunConfig, parts: Split, shares: Partition) -> tuple[Quota, ...]:
+@dataclass(frozen=True)
+class Counts:
+    """How much clients have to draw from, each (clients,): examples, users with targets."""
+
+    examples: _Counts
+    valid_users: _Counts
+    test_users: _Counts
+
+    @classmethod
+    def of(cls, parts: Split, assignment: npt.NDArray[np.integer], clients: int) -> Counts:
+        """Count the users of a split by client."""
+
+        def count(each: npt.NDArray[np.integer]) -> _Counts:
+            return np.bincount(assignment, each, clients).astype(np.int64)
+
+        return cls(
+            count((parts.train.lengths() - 1).clip(0)),
+            count(np.sign(parts.valid.lengths())),
+            count(np.sign(parts.test.lengths())),
+        )
+
+
+def quotas(config: RunConfig, counts: Counts) -> tuple[Quota, ...]:
     """Spread the run's samples over clients: examples evenly, users in proportion.
 
     Who has few examples to show of its own kind is not to be drowned out, while a score over a
-    sample of users has to be that of all users on average.
+    sample of users has to be that of all users on average. Raises ConfigError for a sample that is
+    smaller than the number of clients.
     """
 
-    def spread(key: str, total: int, having: npt.NDArray[np.integer], how: Spread) -> _Counts:
-        of_client = np.bincount(shares.assignment, having, len(shares)).astype(np.int64)
+    def spread(key: str, total: int, of_client: _Counts, how: Spread) -> _Counts:
         if 0 < total < np.count_nonzero(of_client):
-            raise ConfigError(f"{key} = {total}, but there are {len(shares)} clients; raise it")
+            raise ConfigError(f"{key} = {total}, but there are {len(of_client)} clients; raise it")
         return how(total, of_client) if total else np.zeros_like(of_client)
 
     train, scored = config.train, config.evaluation
-    valid, test = np.sign(parts.valid.lengths()), np.sign(parts.test.lengths())
     columns = (
-        spread("train.samples", train.samples, (parts.train.lengths() - 1).clip(0), evenly),
-        spread("evaluation.valid_users", scored.valid_users, valid, apportion),
-        spread("evaluation.test_users", scored.test_users, test, apportion),
+        spread("train.samples", train.samples, counts.examples, evenly),
+        spread("evaluation.valid_users", scored.valid_users, counts.valid_users, apportion),
+        spread("evaluation.test_users", scored.test_users, counts.test_users, apportion),
     )
     return tuple(Quota(*map(int, row)) for row in np.stack(columns, axis=1))
 
@@ -161,6 +183,11 @@ def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
         valid_users=quota.valid_users,
         test_users=quota.test_users,
     )
+
+
+def moving(config: RunConfig, names: Iterable[str]) -> set[str]:
+    """Return which of the tensors that are exchanged are trained and mixed: not a frozen A."""
+    return {name for name in names if not (config.lora.freeze_a and ".lora_A." in name)}
 
 
 def load_adapted(config: RunConfig, base: Path, role: Role) -> Stage:
@@ -243,6 +270,5 @@ class Workspace:
     def start(self) -> Start:
         """What every client starts from, on both sides."""
         exchanged = self.recommender.parameters_of(Kind.LORA, Kind.DENSE)
-        both = {**exchanged, **self.trunk_adapter()}
-        moving = {name for name, parameter in both.items() if parameter.requires_grad}
-        return Start(self.initial(Kind.LORA, Kind.DENSE), self.initial_trunk(), moving)
+        names = moving(self.config, {**exchanged, **self.trunk_adapter()})
+        return Start(self.initial(Kind.LORA, Kind.DENSE), self.initial_trunk(), names)

@@ -85,20 +85,30 @@ def attach(stage: Stage, settings: LoraSettings, seed: int) -> None:
     for name, parameter in adapter(stage).items():
         parameter.data = parameter.data.float()  # peft makes them of the base's precision
         with torch.no_grad():
-            if ".lora_A." in name:
-                bound = 1 / math.sqrt(
-                    parameter.shape[1]
-                )  # Kaiming-uniform with a = sqrt(5), as peft
-                generator = StepKey(seed=seed).generator("init", name)
-                # On the CPU, so that the start is the same wherever the stage is.
-                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-                parameter.copy_(drawn)
-                parameter.requires_grad_(not settings.freeze_a)
-            else:
-                parameter.zero_()
+            # Drawn on the CPU, so that the start is the same wherever the stage is.
+            parameter.copy_(start_factor(name, parameter.shape, seed))
+        if ".lora_A." in name:
+            parameter.requires_grad_(not settings.freeze_a)
     key_dropouts(stage.body, stage.key, stage.whole_name)
     stage.to(stage.place.device)  # the new dropout modules' tables, too
     stage.train(stage.body.training)  # what peft adds starts in training mode
+
+
+def start_factor(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """Return what a factor starts as: B as 0; A from U(-1/√in, 1/√in), as peft's (Kaiming, a = √5).
+
+    It depends on seed, name and shape alone: whoever knows these need not hold the base.
+    """
+    if ".lora_A." not in name:
+        return torch.zeros(shape)
+    bound = 1 / math.sqrt(shape[1])
+    generator = StepKey(seed=seed).generator("init", name)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def start(stage: Stage, seed: int) -> dict[str, Tensor]:
+    """Return what a stage's adapter starts as; the stage may be shapes without values."""
+    return {name: start_factor(name, each.shape, seed) for name, each in adapter(stage).items()}
 
 
 def adapter(stage: Stage) -> dict[str, nn.Parameter]:

@@ -29,7 +29,7 @@ from fellrec.extras import need
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from fellrec.federation import x509
+    from fellrec.federation.deployment import x509
 
 MAX_NAME_BYTES = 64
 """Most bytes of a common name, which X.509 sets; also of a client's name on the wire."""
@@ -169,6 +169,17 @@ class Authority:
         return validity
 
 
+def name_in(certificate: Path) -> str:
+    """Return whom a certificate is made out to; ConfigError for a file that is none."""
+    try:
+        name: str = _library().common_name(certificate.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{certificate}: can't be read ({error.strerror})") from None
+    except ValueError:
+        raise ConfigError(f"{certificate}: not a certificate of one party, in PEM") from None
+    return name
+
+
 def make_node_key(stem: Path) -> NodeKey:
     """Make the key pair by which a SuperLink knows a SuperNode; ConfigError if it can't be written.
 
@@ -183,7 +194,7 @@ def make_node_key(stem: Path) -> NodeKey:
 def _library() -> ModuleType:
     """Import what needs the optional package, when it is needed."""
     need("deploy", ("cryptography",), "to make certificates")
-    return importlib.import_module("fellrec.federation.x509")
+    return importlib.import_module("fellrec.federation.deployment.x509")
 
 
 def _validity(days: int, start: datetime | None) -> x509.Validity:

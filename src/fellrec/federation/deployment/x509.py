@@ -95,6 +95,13 @@ def sign_client(signer: Signer, name: str, validity: Validity) -> Signed:
     return _sign(signer, name, validity, ExtendedKeyUsageOID.CLIENT_AUTH, None)
 
 
+def common_name(certificate: bytes) -> str:
+    """Return whom a certificate, PEM, is made out to; ValueError where there is not one name."""
+    subject = x509.load_pem_x509_certificate(certificate).subject
+    (name,) = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(name.value)
+
+
 def new_node_key() -> tuple[bytes, bytes]:
     """Make the key pair of a SuperNode: the public and the private one."""
     key = ec.generate_private_key(ec.SECP384R1())

@@ -12,7 +12,7 @@ import torch
 from fellrec.config import RunConfig
 from fellrec.data.sources import fetch_model
 from fellrec.errors import ModelError
-from fellrec.federation.agreement import agreed
+from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.recommenders import outline_part
 from fellrec.federation.workspace import trunk_server
 from fellrec.models import manifest

@@ -24,9 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fellrec.errors import ConfigError
-from fellrec.federation.certificates import Authority, Pair, make_node_key
-from fellrec.federation.credentials import COORDINATOR, Credentials, make_credentials
-from fellrec.federation.x509 import Signer, Validity, sign_client
+from fellrec.federation.deployment.certificates import Authority, Pair, make_node_key
+from fellrec.federation.deployment.credentials import COORDINATOR, Credentials, make_credentials
+from fellrec.federation.deployment.x509 import Signer, Validity, sign_client
 
 ODD = [
     "Bücher & Söhne",
@@ -371,7 +371,7 @@ def test_without_cryptography_it_is_one_line_and_importing_costs_nothing(tmp_pat
 import sys
 from pathlib import Path
 from fellrec.errors import ConfigError
-from fellrec.federation import certificates, credentials
+from fellrec.federation.deployment import certificates, credentials
 assert "cryptography" not in sys.modules
 sys.modules["cryptography"] = None
 for make in (

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fellrec.data.folders import new_folder
 from fellrec.errors import ConfigError
-from fellrec.federation.certificates import Authority, NodeKey, Pair, make_node_key
+from fellrec.federation.deployment.certificates import Authority, NodeKey, Pair, make_node_key
 
 COORDINATOR = "coordinator"
 """The common name of the coordinator, which no client may have."""

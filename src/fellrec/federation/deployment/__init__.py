@@ -1,0 +1,1 @@
+"""Clients, coordinator and trunk on machines of their own; `federation.flower` carries messages."""

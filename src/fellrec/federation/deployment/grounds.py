@@ -1,0 +1,102 @@
+"""A deployment's files, all on one machine: each party's own in a folder of its own.
+
+recipe.toml            what all parties read
+keys/                  certificates and keys, see `credentials`
+clients/NAME/          a client's: data.fellrec, and below `runs` what it keeps
+trunk/                 the trunk server's adapters
+app/                   the Flower app, flwr/ Flower's own home, logs/ what processes print
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fellrec.config import RunConfig
+from fellrec.data.client_file import write_client_file
+from fellrec.errors import RunError
+from fellrec.federation.deployment.credentials import Credentials, make_credentials
+from fellrec.federation.deployment.place import Place
+from fellrec.federation.workspace import Shares
+from fellrec.files import write_bytes
+from fellrec.split.service.settings import TlsFiles
+
+_DAYS = 7
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """folder: of all of it. names: the clients, largest first."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def prepare(cls, folder: Path, config: RunConfig, shares: Shares) -> Grounds:
+        """Write everything that parties need to begin.
+
+        Raises RunError when the folder has something else in it, DataError and ConfigError for
+        clients whose names can't name files.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder}: is not empty; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        grounds = cls(folder, shares.partition.names)
+        write_bytes(grounds.recipe, config.to_toml().encode())
+        make_credentials(folder / "keys", grounds.names, days=_DAYS)
+        for number, name in enumerate(grounds.names):
+            place = grounds.place(name)
+            place.folder.mkdir(parents=True)
+            write_client_file(
+                place.data,
+                shares.dataset.name,
+                shares.dataset.catalogue,
+                shares.of(number),
+                config.data.split,
+            )
+        return grounds
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe's file."""
+        return self.folder / "recipe.toml"
+
+    @property
+    def trunk(self) -> Path:
+        """The trunk server's folder."""
+        return self.folder / "trunk"
+
+    @property
+    def keys(self) -> Credentials:
+        """The certificates and keys."""
+        return Credentials.at(self.folder / "keys", self.names)
+
+    def place(self, name: str) -> Place:
+        """Return a client's machine."""
+        own, pair = self.folder / "clients" / name, self.keys.clients[name]
+        tls = TlsFiles(pair.certificate, pair.key, self.keys.authority)
+        return Place(own / "data.fellrec", own / "runs", tls, name)
+
+    def node_config(self, name: str) -> dict[str, str]:
+        """Return what a client's SuperNode is told."""
+        place = self.place(name)
+        files = (
+            place.data,
+            place.folder,
+            place.tls.certificate,
+            place.tls.key,
+            place.tls.authority,
+        )
+        keys = ("data", "folder", "certificate", "key", "authority")
+        return {key: str(path.resolve()) for key, path in zip(keys, files, strict=True)}
+
+    def run_config(self) -> dict[str, str]:
+        """Return what the coordinator is told of it."""
+        own = self.keys.coordinator
+        return {
+            "recipe": str(self.recipe.resolve()),
+            "clients": ",".join(self.names),
+            "certificate": str(own.certificate.resolve()),
+            "key": str(own.key.resolve()),
+            "authority": str(self.keys.authority.resolve()),
+        }

@@ -1,0 +1,77 @@
+"""What a client's machine has: its data, its keys, and the folder that it keeps runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fellrec.errors import ConfigError, RunError
+from fellrec.federation.deployment.certificates import name_in
+from fellrec.files import read_json, write_json
+from fellrec.split.service.settings import TlsFiles
+
+KEYS = ("data", "folder", "certificate", "key", "authority")
+_CARD = "client.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One client's machine.
+
+    data: the client's file (`data.client_file`). folder: where its runs are kept, one folder each.
+    tls: by which it is known to the trunk. name: the client's, as its certificate says.
+    """
+
+    data: Path
+    folder: Path
+    tls: TlsFiles
+    name: str
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> Place:
+        """Read it from a node's configuration; ConfigError names a key that is missing."""
+        for key in KEYS:
+            if not isinstance(values.get(key), str) or not values[key]:
+                raise ConfigError(
+                    f"this SuperNode's --node-config lacks {key}; it needs {', '.join(KEYS)}"
+                )
+        data, folder, *pair = (Path(str(values[each])) for each in KEYS)
+        tls = TlsFiles(*pair)
+        return cls(data, folder, tls, name_in(tls.certificate))
+
+    def run(self, run: str) -> Path:
+        """Return the folder of a run."""
+        return self.folder / run
+
+    def note(self, run: str) -> None:
+        """Write down, in a run's folder, what serving from it takes later."""
+        files = {
+            "data": self.data,
+            "certificate": self.tls.certificate,
+            "key": self.tls.key,
+            "authority": self.tls.authority,
+        }
+        card = {"client": self.name, "run": run}
+        card |= {key: str(path.resolve()) for key, path in files.items()}
+        write_json(self.run(run) / _CARD, card)
+
+
+def noted(path: Path) -> tuple[Place, str]:
+    """Read back what `Place.note` wrote: the machine, and the run's id.
+
+    Raises RunError for a folder that is not a client's part of a run.
+    """
+    if not (path / _CARD).is_file():
+        raise RunError(f"{path}: not a client's part of a run; give the folder below its own")
+    card = read_json(path / _CARD)
+    try:
+        tls = TlsFiles(*(Path(card[key]) for key in ("certificate", "key", "authority")))
+        return Place(Path(card["data"]), path.parent, tls, str(card["client"])), str(card["run"])
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path / _CARD}: is damaged ({error!r})") from None
+
+
+def is_part(path: Path) -> bool:
+    """Whether a folder is a client's part of a run."""
+    return (path / _CARD).is_file()

@@ -1,0 +1,1 @@
+"""The same client and coordinator inside Flower's ClientApp and ServerApp."""

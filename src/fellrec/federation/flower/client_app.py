@@ -1,0 +1,45 @@
+"""A client as a Flower ClientApp: each message is one order, in a process of its own."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.app import Message as FlowerMessage
+from flwr.clientapp import ClientApp
+
+from fellrec.errors import ConfigError, FellrecError
+from fellrec.federation.deployment.orders import Failure, Order
+from fellrec.federation.deployment.party import Party
+from fellrec.federation.deployment.place import Place
+from fellrec.federation.flower.records import pack, unpack
+from fellrec.federation.observer import Observer
+
+app = ClientApp()
+
+
+class _Spoken(Observer):
+    """Says in the SuperNode's log what goes on."""
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+    def scoring(self, client: str, what: str) -> None:
+        print(f"client {client}: scoring, {what}", flush=True)
+
+
+@app.query()
+@app.train()
+@app.evaluate()
+@app.evaluate("test")
+def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
+    """Do what the coordinator's order says; what hinders it is said here and there, in a line."""
+    try:
+        place = Place.of(context.node_config)
+        order, tensors = unpack(message.content)
+        if not isinstance(order, Order):
+            raise ConfigError(f"this client takes orders, and got a {type(order).__name__}")
+        print(f"client {place.name}: {type(order).__name__.lower()}", flush=True)
+        told, own = Party(place, _Spoken()).answer(order, tensors)
+    except FellrecError as error:
+        print(f"error: {error}", flush=True)
+        told, own = Failure.of(error), {}
+    return FlowerMessage(pack(told, own), reply_to=message)
