@@ -19,7 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from fellrec.data.sources import Known
     from fellrec.federation.observer import RoundRecord
-    from fellrec.serving.run import Recommendation
+    from fellrec.serving.ranking import Recommendation
     from fellrec.serving.samples import Sample
 
 Row = Mapping[str, Any]

@@ -48,6 +48,7 @@ for command in (
     run_commands.evaluate,
     run_commands.recommend,
     run_commands.export,
+    deploy_commands.rehearse,
     deploy_commands.trunk,
     deploy_commands.certificates,
     run_commands.recipes,

@@ -1,14 +1,69 @@
-"""Commands for machines apart: certificates, trunk."""
+"""Commands for machines apart: rehearse, certificates, trunk."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fellrec import console as show
-from fellrec.cli.shared import Settings, quiet, waiting
+from fellrec.cli.run_commands import report
+from fellrec.cli.shared import (
+    AsJson,
+    Recipe,
+    Settings,
+    print_json,
+    quiet,
+    resumable,
+    waiting,
+)
+
+DEPLOY = ("cryptography", "flwr", "grpc", "grpc_health", "prometheus_client", "psutil")
+
+
+def rehearse(
+    recipe: Recipe,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder to make. Default: runs/NAME."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted rehearsal of that folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe over real processes on this machine: a deployment in small.
+
+    Starts a SuperLink, a SuperNode for each client and a trunk server, over TLS with certificates
+    of its own, and stops them in the end. Leaves what `fellrec train` leaves, and beside it, in
+    DIR.parties, what each party was left with.
+    """
+    from fellrec.config import RunConfig, parse_override
+    from fellrec.extras import need
+
+    need("deploy", DEPLOY, "to rehearse a deployment")
+    changes = settings or []
+    config = RunConfig.from_toml(recipe, dict(map(parse_override, changes)))
+    console = show.make_console(stderr=as_json)
+    path = out if out is not None else Path("runs") / config.name
+    sets = [word for change in changes for word in ("--set", change)]
+    again = ["fellrec", "rehearse", recipe, *sets, "--out", str(path), "--resume"]
+    marker = path.with_name(f"{path.name}.parties") / "recipe.toml"
+    with resumable(marker, shlex.join(again)):
+        with waiting(console, "starting"):
+            from fellrec.federation.flower.rehearse import rehearse as run
+            from fellrec.progress import LineProgress
+
+            quiet()
+        observer = LineProgress(console, config.evaluation.metric)
+        result = run(config, path, resume=resume, observer=observer)
+    if as_json:
+        print_json(result.summary)
+    else:
+        report(console, result.path)
 
 
 def certificates(
@@ -99,7 +154,7 @@ def trunk(
     from fellrec.config import RunConfig, parse_override
     from fellrec.extras import need
 
-    need("deploy", ("grpc", "grpc_health", "prometheus_client"), "to serve a trunk")
+    need("deploy", DEPLOY, "to serve a trunk")
     config = RunConfig.from_toml(recipe, dict(map(parse_override, settings or [])))
     console = show.make_console()
     with waiting(console, "checking the weights"):

@@ -14,6 +14,7 @@ from fellrec import console as show
 from fellrec.cli.shared import (
     AsJson,
     ClientName,
+    Recipe,
     RunPath,
     Settings,
     print_json,
@@ -28,12 +29,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A shipped recipe (see `fellrec recipes`) or a TOML file."
-        ),
-    ],
+    recipe: Recipe,
     settings: Settings = None,
     out: Annotated[
         Path | None,
@@ -68,7 +64,7 @@ def train(
     path = out if out is not None else Path("runs") / config.name
     sets = [word for change in changes for word in ("--set", change)]
     again = ["fellrec", "train", recipe, *sets, "--out", str(path), "--resume"]
-    with resumable(path, shlex.join(again)):
+    with resumable(path / "config.toml", shlex.join(again)):
         with waiting(console, "starting"):
             from fellrec.federation import runs
             from fellrec.progress import watch
@@ -79,7 +75,7 @@ def train(
     if as_json:
         typer.echo(json.dumps(result.summary, indent=2))
     else:
-        _report(console, result.path)
+        report(console, result.path)
 
 
 def _foresee(config: RunConfig, console: Console, as_json: bool) -> None:
@@ -98,7 +94,7 @@ def _foresee(config: RunConfig, console: Console, as_json: bool) -> None:
         console.print(table)
 
 
-def _report(console: Console, path: Path) -> None:
+def report(console: Console, path: Path) -> None:
     """Print what a finished run came to, and how to go on."""
     from fellrec.serving.run import load_run
     from fellrec.serving.samples import samples

@@ -21,6 +21,12 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fellr
 ClientName = Annotated[
     str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
 ]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A shipped recipe (see `fellrec recipes`) or a TOML file."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -61,12 +67,12 @@ def quiet() -> None:
 
 
 @contextmanager
-def resumable(path: Path, command: str) -> Iterator[None]:
-    """Say after Ctrl-C how an unfinished run goes on."""
+def resumable(marker: Path, command: str) -> Iterator[None]:
+    """Say after Ctrl-C how an unfinished run goes on; marker: a file that is there once it can."""
     try:
         yield
     except KeyboardInterrupt:
-        if (path / "config.toml").is_file():
+        if marker.is_file():
             typer.echo(f"interrupted; go on with: {command}", err=True)
         else:
             typer.echo("interrupted before anything was learned; nothing is left", err=True)

@@ -87,6 +87,7 @@ def summarise(
                 "examples": result.examples,
                 "tokens": tokens[result.name],
                 "scored": result.scored,
+                "valid_users": result.valid_users,
                 "valid": standing.best_score if standing else None,
                 "best_round": standing.best_round if standing else 0,
                 **result.means,

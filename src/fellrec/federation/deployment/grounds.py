@@ -14,11 +14,12 @@ from pathlib import Path
 
 from fellrec.config import RunConfig
 from fellrec.data.client_file import write_client_file
-from fellrec.errors import RunError
+from fellrec.errors import ConfigError, RunError
 from fellrec.federation.deployment.credentials import Credentials, make_credentials
 from fellrec.federation.deployment.place import Place
+from fellrec.federation.runs import difference
 from fellrec.federation.workspace import Shares
-from fellrec.files import write_bytes
+from fellrec.files import read_json, write_bytes, write_json
 from fellrec.split.service.settings import TlsFiles
 
 _DAYS = 7
@@ -54,7 +55,24 @@ class Grounds:
                 shares.of(number),
                 config.data.split,
             )
+        write_json(folder / "clients.json", list(grounds.names))
         return grounds
+
+    @classmethod
+    def at(cls, folder: Path, config: RunConfig) -> Grounds:
+        """Find what `prepare` wrote; RunError where it is not, ConfigError for another recipe."""
+        if not (folder / "recipe.toml").is_file():
+            raise RunError(f"{folder}: no rehearsal to go on with; leave out --resume to start one")
+        changed = difference(RunConfig.from_toml(folder / "recipe.toml"), config)
+        if changed:
+            raise ConfigError(f"{folder}: --resume needs the same recipe, but {changed} differs")
+        names = read_json(folder / "clients.json")
+        return cls(folder, tuple(map(str, names)))
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's run directory."""
+        return self.folder / "coordinator"
 
     @property
     def recipe(self) -> Path:

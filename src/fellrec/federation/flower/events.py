@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fellrec.balance import Spread
+from fellrec.federation.client import TrainReport
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.files import append_line, finite
 
@@ -40,15 +44,8 @@ class Events(Observer):
     def round_ends(self, record: RoundRecord) -> None:
         """Tell how a round ended."""
         scores = ", ".join(f"{name} {score:.3f}" for name, score in record.valid.items())
-        self._tell(
-            "round_ends",
-            f"round {record.round + 1} is saved; validation: {scores}",
-            round=record.round,
-            valid=dict(record.valid),
-            loss={name: report.loss for name, report in record.reports.items()},
-            failed=dict(record.failed),
-            seconds=record.seconds,
-        )
+        line = f"round {record.round + 1} is saved; validation: {scores}"
+        self._tell("round_ends", line, record=asdict(record))
 
     def finished(self) -> None:
         """Tell that the run is complete."""
@@ -63,3 +60,28 @@ class Events(Observer):
             print(line, flush=True)
         if self._path is not None:
             append_line(self._path, json.dumps(finite({"event": event, **fields})))
+
+
+def replay(line: str, observer: Observer) -> None:
+    """Tell an observer what a line of the file says; what ends a run is not its business."""
+    told = json.loads(line)
+    match told.pop("event"):
+        case "note":
+            observer.note(told["text"])
+        case "clients":
+            observer.clients(told["table"], told["dropped"])
+        case "round_begins":
+            observer.round_begins(told["round"], told["rounds"], told["drawn"])
+        case "round_ends":
+            observer.round_ends(_record(told["record"]))
+
+
+def _record(told: dict[str, Any]) -> RoundRecord:
+    """Make a record again; what JSON could not say is NaN."""
+
+    def numbers(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: math.nan if value is None else value for key, value in values.items()}
+
+    reports = {name: TrainReport(**numbers(each)) for name, each in told.pop("reports").items()}
+    spread, valid = Spread(**numbers(told.pop("spread"))), numbers(told.pop("valid"))
+    return RoundRecord(reports=reports, spread=spread, valid=valid, **told)
