@@ -1,4 +1,4 @@
-# make setup | test | demo | results | results-run | bench | clean | help
+# make setup | test | test-faults | demo | results | results-run | bench | clean | help
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ RESULTS := ml100k bigrec-ml100k recformer-ml100k
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo results results-run bench clean
+.PHONY: help setup test test-faults demo results results-run bench clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each
+	$(BIN)/pytest -m faults --durations=0
 
 demo: $(STAMP)  ## the full method on MovieLens-100K, in minutes; each time in a new folder
 	$(BIN)/fellrec train demo --out $(DEMO_OUT)

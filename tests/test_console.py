@@ -13,7 +13,7 @@ from fellrec.balance import Spread
 from fellrec.federation.client import TrainReport
 from fellrec.federation.observer import RoundRecord
 from fellrec.progress import LineProgress
-from fellrec.serving.run import Recommendation
+from fellrec.serving.ranking import Recommendation
 from fellrec.serving.samples import HeldOut, Sample
 
 

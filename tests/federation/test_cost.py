@@ -74,7 +74,7 @@ def expected(config: RunConfig, data: Split, client: str) -> dict[tuple[str, str
     served(data.train.lengths(), rounds * validations)
     served(data.history("test").lengths(), 1)
     # A loss and a count, the validation scores, then recall and NDCG at 3 and 10.
-    add("up", "metrics", 8 * (rounds * (2 + validations) + 4))
+    add("up", "metrics", 8 * (rounds * (2 + validations) + 5))
     if config.balance.strategy != "local":
         # Head and tail: one block each, six adapted modules of 32 or 64 channels.
         lora = 2 * RANK * (4 * (WIDTH + WIDTH) + 2 * (WIDTH + 2 * WIDTH))
@@ -159,7 +159,7 @@ def test_summary(toys: Toys, runs: Path) -> None:
     shares = share_data(config)
     for number, client in enumerate(clients):
         assert set(client) - metrics == {
-            "id", "users", "scored", "examples", "tokens", "valid", "best_round"
+            "id", "users", "scored", "valid_users", "examples", "tokens", "valid", "best_round"
         }  # fmt: skip
         own = shares.of(number)
         assert client["users"] == client["scored"] == len(own)

@@ -170,6 +170,7 @@ def running(
     trunk: TrunkServer | None = None,
     metrics: str = "",
     begin: bool = True,
+    record: Path | None = None,
 ) -> Iterator[Running]:
     """Start a trunk on a free port of loopback, with a run begun."""
     settings = ServiceSettings(
@@ -180,6 +181,7 @@ def running(
         agreed=AGREED,
         limits=limits or Limits(),
         metrics=metrics,
+        record=record,
     )
     trunk = trunk or trunk_server()
     with ExitStack() as stack:

@@ -33,6 +33,15 @@ def rehearse(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted rehearsal of that folder.")
     ] = False,
+    trunks: Annotated[
+        int, typer.Option("--trunks", min=1, help="How many trunk servers share the clients.")
+    ] = 1,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Keep all that the servers see, in DIR.parties/recording: large."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe over real processes on this machine: a deployment in small.
@@ -51,7 +60,9 @@ def rehearse(
     path = out if out is not None else Path("runs") / config.name
     sets = [word for change in changes for word in ("--set", change)]
     again = ["fellrec", "rehearse", recipe, *sets, "--out", str(path), "--resume"]
-    marker = path.with_name(f"{path.name}.parties") / "recipe.toml"
+    again += ["--trunks", str(trunks)] if trunks > 1 else []
+    again += ["--record"] if record else []
+    marker = path.with_name(f"{path.name}.parties") / "clients.json"
     with resumable(marker, shlex.join(again)):
         with waiting(console, "starting"):
             from fellrec.federation.flower.rehearse import rehearse as run
@@ -59,7 +70,7 @@ def rehearse(
 
             quiet()
         observer = LineProgress(console, config.evaluation.metric)
-        result = run(config, path, resume=resume, observer=observer)
+        result = run(config, path, resume=resume, trunks=trunks, record=record, observer=observer)
     if as_json:
         print_json(result.summary)
     else:
@@ -144,6 +155,12 @@ def trunk(
         float,
         typer.Option("--grace-seconds", min=0, help="How long rounds may go on when it stops."),
     ] = 30.0,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record", metavar="DIR", help="Keep every message it receives or sends there: large."
+        ),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Serve the middle blocks of a recipe's base to its clients, over mutual TLS.
@@ -174,6 +191,7 @@ def trunk(
             agreed=shared,
             coordinator=coordinator,
             metrics=metrics,
+            record=record,
             limits=Limits(
                 sessions=sessions, workers=workers, idle_seconds=idle, grace_seconds=grace
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from fellrec.cli.shared import (
     waiting,
 )
 from fellrec.errors import ConfigError
+from fellrec.extras import need
 
 if TYPE_CHECKING:
     from fellrec.config import RunConfig
@@ -159,9 +160,27 @@ def evaluate(
         console.print(line, soft_wrap=True)
 
 
+def _moved(option: str, what: str) -> Any:
+    """Declare an option for a file that is elsewhere than a client's part says."""
+    return typer.Option(option, metavar="FILE", help=f"For a client's part: where {what} is now.")
+
+
 def recommend(
-    run: RunPath,
-    client: ClientName,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder that `fellrec train` left, or a client's own part of a deployment's run.",
+        ),
+    ],
+    client: Annotated[
+        str | None,
+        typer.Option(
+            "--client",
+            metavar="NAME",
+            help="Client whose model is used, such as c0. A client's part has but one.",
+        ),
+    ] = None,
     user: Annotated[
         str | None, typer.Option("--user", metavar="ID", help="One of the client's users.")
     ] = None,
@@ -172,17 +191,55 @@ def recommend(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    trunk: Annotated[
+        str | None,
+        typer.Option(
+            "--trunk",
+            metavar="HOST:PORT",
+            help="For a client's part: the trunk server that has this client's adapter.",
+        ),
+    ] = None,
+    data: Annotated[Path | None, _moved("--data", "its data file")] = None,
+    certificate: Annotated[Path | None, _moved("--certificate", "its certificate")] = None,
+    key: Annotated[Path | None, _moved("--key", "its private key")] = None,
+    authority: Annotated[Path | None, _moved("--authority", "the authority's certificate")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the catalogue for a user, or for a history of titles."""
+    """Rank the catalogue for a user, or for a history of titles.
+
+    RUN is a folder that `fellrec train` left, or what one client kept of a deployment's run. In
+    that case the trunk does its share, read-only, by the adapter that it has of this client;
+    neither history nor recommendations leave this machine.
+    """
     if (user is None) == (not history):
         raise ConfigError("give either --user or --history, and not both")
+    elsewhere = {
+        "trunk": trunk,
+        "data": data,
+        "certificate": certificate,
+        "key": key,
+        "authority": authority,
+    }
+    given: dict[str, Any] = {name: each for name, each in elsewhere.items() if each is not None}
     console = show.make_console(stderr=as_json)
     with waiting(console, "starting"):
-        from fellrec.serving.run import load_run
+        from fellrec.federation.deployment.place import is_part
 
         quiet()
-        ranked = load_run(run).client(client).recommend(history or None, user=user, k=k)
+        if is_part(run):
+            need("deploy", ("cryptography", "grpc"), "to be served by a trunk")
+            from fellrec.serving.part import open_part
+
+            with open_part(run, client=client, **given) as part:
+                ranked = part.recommend(history or None, user=user, k=k)
+        else:
+            from fellrec.serving.run import load_run
+
+            if given:
+                raise ConfigError(f"{run}: no client's part of a run; leave out --{min(given)}")
+            if client is None:
+                raise ConfigError(f"{run}: a run of several clients; choose one, --client NAME")
+            ranked = load_run(run).client(client).recommend(history or None, user=user, k=k)
     if as_json:
         print_json(
             [

@@ -12,9 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.cluster import KMeans
-from sklearn.decomposition import TruncatedSVD
-from sklearn.exceptions import ConvergenceWarning
 
 from fellrec.data.interactions import Ragged, Split
 from fellrec.errors import ConfigError, DataError
@@ -180,6 +177,9 @@ def _factors(
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
     seed = _seed(rng)
+    # Imported where it is used: a client in a deployment never partitions, and starts sooner.
+    from sklearn.decomposition import TruncatedSVD
+
     svd = TruncatedSVD(min(FACTORS, *shape), random_state=seed)
     with np.errstate(invalid="ignore"):  # its share of a variance of 0, which nobody reads
         users = svd.fit_transform(matrix)
@@ -196,6 +196,9 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 def _kmeans(
     vectors: NDArray[np.float64], count: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     model = KMeans(count, n_init=4, random_state=_seed(rng))
     with warnings.catch_warnings():
         # Too few different vectors: the caller counts the clusters and says so itself.

@@ -91,7 +91,7 @@ class Simulation:
                 self.started[name] = after.private
                 if client.recommender.choices > 1:
                     self._count(name, state.round, 1)
-            self._count(name, state.round, len(scores[name]))
+            self._count(name, state.round, len(scores[name]) + 1)  # and of how many users
         self.workspace.ledger.append_csv(self.store.path / "ledger.csv")
         return scores
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fellrec.federation.workspace import seeded
-from fellrec.serving.run import Recommendation, Run
+from fellrec.serving.ranking import Recommendation
+from fellrec.serving.run import Run
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from pathlib import Path
 from torch import Tensor
 
 from fellrec.federation.store import CLIENT, LOGS
-from fellrec.files import link_or_copy, read_tensors, sync_folder, write_bytes, write_tensors
+from fellrec.files import (
+    link_or_copy,
+    link_tree,
+    read_tensors,
+    sync_folder,
+    write_bytes,
+    write_tensors,
+)
 
 _BEST = ("adapter", "private")
 
@@ -46,16 +53,20 @@ class ClientStore:
         path = self._file(str(label), name)
         return read_tensors(path) if path.exists() else None
 
-    def take_over(self, label: int, adapter: Mapping[str, Tensor]) -> None:
-        """Keep the coordinator's copy of this client's adapter, for want of an own one.
+    def take_over(self, label: int, name: str, adapter: Mapping[str, Tensor]) -> None:
+        """Keep the coordinator's copy of this client's adapter, or best one, for want of its own.
 
-        What never leaves the client is lost then: private tensors and moments start anew.
+        What never leaves the client is lost with its folder: private tensors and moments start
+        anew. The label appears whole or not at all: one that is held can be gone on from.
         """
-        folder = self._rounds / str(label)
-        for name in ("adapter", "best_adapter"):
-            write_tensors(self._file(str(label), name), adapter)
-        for path in (folder, self._rounds):
-            sync_folder(path)
+        partial, target = self.preparing(label), self._rounds / str(label)
+        shutil.rmtree(partial, ignore_errors=True)
+        link_tree(target, partial)
+        write_tensors(self._file(partial.name, name), adapter)
+        sync_folder(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        sync_folder(self._rounds)
 
     def begin(self, label: int, before: int) -> Path:
         """Return the folder in which a label is prepared, with the logs of the one before.

@@ -19,6 +19,7 @@ from fellrec.data.folders import new_folder
 from fellrec.errors import RunError
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Scores
+from fellrec.federation.deployment.grounds import Grounds
 from fellrec.federation.origin import ORIGIN
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.summary import About, ClientResult, summarise
@@ -66,6 +67,13 @@ def collect(out: Path, coordinator: Path, parts: Sequence[Part]) -> dict[str, An
         summary = summarise(config, folder, about, state, results)
         write_json(folder / "summary.json", summary)
     return summary
+
+
+def collect_all(out: Path, grounds: Grounds) -> dict[str, Any]:
+    """Do it for all parties of one machine."""
+    run = str(read_json(grounds.coordinator / "deployment.json")["run"])
+    parts = [Part(name, grounds.place(name).run(run)) for name in grounds.names]
+    return collect(out, grounds.coordinator, parts)
 
 
 def _part(folder: Path, part: Part, told: Mapping[str, Any], config: RunConfig) -> ClientResult:

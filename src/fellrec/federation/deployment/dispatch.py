@@ -118,7 +118,7 @@ class Dispatch:
             if not isinstance(report, Report) or not math.isfinite(report.loss):
                 raise TrainingError(f"client {name}: its answer to the round is no report")
             own = {n: each for n, each in self.begun.exchanged.items() if n in self.begun.moving}
-            check_adapter(name, tensors, own)
+            check_adapter(f"client {name}", tensors, own)
             tokens, steps, seconds, both = 0, 0, 0.0, dict(tensors)
             if self.trunks is not None:
                 counted, trunk = self.trunks.collect(name, t)
@@ -154,7 +154,7 @@ class Dispatch:
         score, _ = answer
         if isinstance(score, Failure):
             return self._failed(name, score)
-        if not isinstance(score, Score) or math.isinf(score.score):
+        if not isinstance(score, Score) or not (math.isnan(score.score) or _share(score.score)):
             return TrainingError(f"client {name}: its answer to the mixture is no score")
         self._held[name].add(t + 1)
         return score.score
@@ -170,8 +170,14 @@ class Dispatch:
         scores, _ = answer
         if isinstance(scores, Failure):
             return self._failed(name, scores)
-        if not isinstance(scores, TestScores):
+        ks, most = self._config.evaluation.ks, self._roll.told[name].test_users
+        names = {f"{metric}@{k}" for metric in ("recall", "ndcg") for k in ks}
+        if not isinstance(scores, TestScores) or scores.metrics.keys() != names:
             return TrainingError(f"client {name}: its answer to the test is no score")
+        if scores.scored > most or (
+            scores.scored and not all(map(_share, scores.metrics.values()))
+        ):
+            return TrainingError(f"client {name}: its test scores can't be")
         return scores
 
     def rejoined(self, name: str, held: list[int]) -> None:
@@ -229,3 +235,8 @@ class Dispatch:
         if failure.kind == "missing":
             self._held[name].clear()
         return failure.error(name)
+
+
+def _share(score: float) -> bool:
+    """Whether a number can be a recall or an NDCG."""
+    return 0 <= score <= 1

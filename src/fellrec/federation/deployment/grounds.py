@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fellrec.config import RunConfig
-from fellrec.data.client_file import write_client_file
+from fellrec.data.sources import fetch_model
 from fellrec.errors import ConfigError, RunError
+from fellrec.federation.deployment.certificates import Pair
 from fellrec.federation.deployment.credentials import Credentials, make_credentials
+from fellrec.federation.deployment.dividing import hand_out
 from fellrec.federation.deployment.place import Place
 from fellrec.federation.runs import difference
-from fellrec.federation.workspace import Shares
+from fellrec.federation.workspace import Shares, share_data
 from fellrec.files import read_json, write_bytes, write_json
+from fellrec.models import manifest
 from fellrec.split.service.settings import TlsFiles
 
 _DAYS = 7
@@ -45,18 +48,17 @@ class Grounds:
         grounds = cls(folder, shares.partition.names)
         write_bytes(grounds.recipe, config.to_toml().encode())
         make_credentials(folder / "keys", grounds.names, days=_DAYS)
-        for number, name in enumerate(grounds.names):
-            place = grounds.place(name)
-            place.folder.mkdir(parents=True)
-            write_client_file(
-                place.data,
-                shares.dataset.name,
-                shares.dataset.catalogue,
-                shares.of(number),
-                config.data.split,
-            )
+        for name in grounds.names:
+            grounds.place(name).folder.mkdir(parents=True)
+        hand_out(shares, config, lambda name: grounds.place(name).data)
         write_json(folder / "clients.json", list(grounds.names))
         return grounds
+
+    @classmethod
+    def made(cls, folder: Path, config: RunConfig) -> Grounds:
+        """Load a recipe's data, and prepare."""
+        manifest.digest(fetch_model(config.model.base))  # made once, before many look for it
+        return cls.prepare(folder, config, share_data(config))
 
     @classmethod
     def at(cls, folder: Path, config: RunConfig) -> Grounds:
@@ -82,7 +84,11 @@ class Grounds:
     @property
     def trunk(self) -> Path:
         """The trunk server's folder."""
-        return self.folder / "trunk"
+        return self.trunk_of(0)
+
+    def trunk_of(self, number: int) -> Path:
+        """Return the folder of one of several trunk servers."""
+        return self.folder / (f"trunk-{number}" if number else "trunk")
 
     @property
     def keys(self) -> Credentials:
@@ -91,9 +97,12 @@ class Grounds:
 
     def place(self, name: str) -> Place:
         """Return a client's machine."""
-        own, pair = self.folder / "clients" / name, self.keys.clients[name]
-        tls = TlsFiles(pair.certificate, pair.key, self.keys.authority)
+        own, tls = self.folder / "clients" / name, self.tls(self.keys.clients[name])
         return Place(own / "data.fellrec", own / "runs", tls, name)
+
+    def tls(self, own: Pair) -> TlsFiles:
+        """Return a party's TLS files; own: its certificate and key."""
+        return TlsFiles(own.certificate, own.key, self.keys.authority)
 
     def node_config(self, name: str) -> dict[str, str]:
         """Return what a client's SuperNode is told."""
@@ -118,3 +127,8 @@ class Grounds:
             "key": str(own.key.resolve()),
             "authority": str(self.keys.authority.resolve()),
         }
+
+
+def parties_of(out: Path) -> Path:
+    """Return the folder beside a run directory in which its parties have their own."""
+    return out.with_name(f"{out.name}.parties")

@@ -164,4 +164,4 @@ class Failure(Message):
         if self.kind == "wire":
             return WireError(self.reason)
         named = self.reason if client in self.reason else f"client {client}: {self.reason}"
-        return TrainingError(named)
+        return AbsentError(named) if self.kind == "missing" else TrainingError(named)

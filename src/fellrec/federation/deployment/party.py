@@ -40,6 +40,7 @@ from fellrec.federation.deployment.orders import (
     Train,
 )
 from fellrec.federation.deployment.place import Place
+from fellrec.federation.deployment.roll import check_adapter
 from fellrec.federation.observer import Observer
 from fellrec.federation.recommenders import outline_part
 from fellrec.federation.runs import write_scores
@@ -218,13 +219,16 @@ class _Desk:
     def receive(self, order: Receive, tensors: Tensors) -> tuple[Message, Tensors]:
         """Take the mixture, score it, and keep it as the next label."""
         label, store = order.round + 1, self._store
+        start = self._workspace.initial(Kind.LORA, Kind.DENSE)
+        names = moving(self._config, start)
+        check_adapter("the coordinator", tensors, {name: start[name] for name in names})
         folder = store.preparing(label)
         if not folder.exists():
             raise RunError(f"nothing was trained in round {order.round} here")
         if order.reset:
             own = [name for name in order.reset if name in self._workspace.initial(*Kind)]
             store.put(label, "optimiser", without(store.prepared(label, "optimiser"), own))
-        exchanged = {**self._workspace.initial(Kind.LORA, Kind.DENSE), **tensors}
+        exchanged = {**start, **tensors}
         store.put(label, "adapter", exchanged)
         model = ClientModel(exchanged, store.prepared(label, "private"), {})
         score, after = self._work.try_on(self._client, order.round, model)
@@ -250,16 +254,16 @@ class _Desk:
 
     def _model(self, order: Placed, tensors: Tensors, *, best: bool = False) -> ClientModel:
         """Read the client's model of a label; the common start for label 0."""
+        start, prefix = self._workspace.initial, "best_" if best else ""
         if tensors:
-            self._store.take_over(order.label, tensors)
-        prefix = "best_" if best else ""
+            check_adapter("the coordinator", tensors, start(Kind.LORA, Kind.DENSE))
+            self._store.take_over(order.label, f"{prefix}adapter", tensors)
         exchanged = self._store.read(order.label, f"{prefix}adapter")
         if exchanged is None and order.label:
             raise AbsentError(
-                f"client {self._client.name} no longer holds its adapter of {order.label} rounds; "
-                "it gets the coordinator's copy at the next one"
+                f"client {self._client.name} no longer holds its {prefix}adapter of {order.label} "
+                "rounds; the coordinator has a copy"
             )
-        start = self._workspace.initial
         private = self._store.read(order.label, f"{prefix}private")
         return ClientModel(
             start(Kind.LORA, Kind.DENSE) if exchanged is None else exchanged,

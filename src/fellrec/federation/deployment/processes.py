@@ -39,12 +39,17 @@ class Process:
         return self.popen.poll() is None
 
     def family(self) -> list[psutil.Process]:
-        """Return it and all that it started, children of children too, where they still run."""
+        """Return it and all that it started, children of children too, where they still run.
+
+        Those whose parent died are known by the session, which each process here begins.
+        """
+        found = [one for one in psutil.process_iter() if _session(one.pid) == self.pid]
         try:
             own = psutil.Process(self.pid)
-            return [own, *own.children(recursive=True)]
+            found += [own, *own.children(recursive=True)]
         except psutil.NoSuchProcess:
-            return []
+            pass
+        return list({one.pid: one for one in found}.values())
 
     def said(self) -> str:
         """Return what it printed so far."""
@@ -127,8 +132,10 @@ class Processes:
         return done.stdout
 
     def stop(self, names: Iterable[str] | None = None) -> None:
-        """End processes, with all that they started: politely, then not."""
-        wanted = [self.running.pop(name) for name in list(names or self.running)]
+        """End processes, all of them if none are named, with all that they started: politely, then
+        not.
+        """
+        wanted = [self.running.pop(n) for n in list(self.running if names is None else names)]
         family = [one for process in wanted for one in process.family()]
         for one in family:
             _signal(one, signal.SIGTERM)
@@ -138,6 +145,21 @@ class Processes:
         psutil.wait_procs(alive, _GRACE_SECONDS)
         for process in wanted:
             process.popen.wait()
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there, and not a dead one that its parent has not asked for."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
 
 
 def _signal(process: psutil.Process, number: int) -> None:

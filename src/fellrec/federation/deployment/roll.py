@@ -15,6 +15,7 @@ from fellrec.errors import ConfigError, WireError
 from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.deployment.orders import Introduction
 from fellrec.federation.workspace import Counts, Quota, quotas
+from fellrec.split.service.store import check_name
 
 Tensors = Mapping[str, Tensor]
 # What all clients have to say alike, and what to mend where one differs.
@@ -68,7 +69,7 @@ def call_roll(
     by name.
 
     Raises ConfigError for a client that differs from the first one or from the recipe, for two of
-    one name, and for none.
+    one name, for a name that can be no folder's, and for none.
     """
     told, starts = {}, {}
     for introduction, start in introductions:
@@ -81,6 +82,13 @@ def call_roll(
         raise ConfigError("no client is ready; see the clients' logs")
     by_size = sorted(told, key=lambda name: (-told[name].users, name))
     names = tuple(name for name in expected if name in told) if expected else tuple(by_size)
+    if not names:
+        raise ConfigError("no client is ready that takes part; see the clients' logs")
+    for name in names:  # it becomes a folder's
+        try:
+            check_name(name)
+        except WireError as error:
+            raise ConfigError(f"{error}; give it a certificate of another name") from None
     first = told[names[0]]
     if first.settings != agreed(config):
         raise ConfigError(f"client {first.client!r} read the recipe otherwise; install the same")
@@ -129,16 +137,16 @@ def _compare_starts(first: str, start: Tensors, name: str, other: Tensors) -> No
         )
 
 
-def check_adapter(client: str, tensors: Tensors, like: Tensors) -> None:
-    """Raise WireError unless a client sent finite float32 tensors of these names and shapes."""
+def check_adapter(sender: str, tensors: Tensors, like: Tensors) -> None:
+    """Raise WireError unless someone sent finite float32 tensors of these names and shapes."""
     odd = min(tensors.keys() ^ like.keys(), default=None)
     if odd is not None:
-        raise WireError(f"client {client}: its adapter does not fit, first difference: {odd}")
+        raise WireError(f"{sender}: its adapter does not fit, first difference: {odd}")
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or tensor.shape != like[name].shape:
             raise WireError(
-                f"client {client}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"{sender}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
                 f"expected float32 of {tuple(like[name].shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):
-            raise WireError(f"client {client}: {name} holds a value that is NaN or infinite")
+            raise WireError(f"{sender}: {name} holds a value that is NaN or infinite")

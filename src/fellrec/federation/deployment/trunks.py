@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fellrec.errors import WireError
 from fellrec.federation.members import Mixed
-from fellrec.split.service.channel import Link
+from fellrec.split.service.channel import Link, UnreachableError
 from fellrec.split.service.control import TrunkControl
 from fellrec.split.service.messages import Kept, Mode, Trained
 from fellrec.split.service.tokens import new_key
@@ -30,6 +30,8 @@ class Trunks:
     links: ways to them, in the order in which they are filled. like: names and shapes of the
     trunk's adapter. run, manifest, settings: what they begin with, see `TrunkControl.begin`.
     token_seconds: how long a client has to come. note: told of trunks that are lost or back.
+
+    Raises WireError where one refuses, UnreachableError where none is there.
     """
 
     def __init__(
@@ -50,9 +52,17 @@ class Trunks:
         self._key = new_key()
         self._there: set[str] = set()
         self._of: dict[str, str] = {}
+        self._settled: dict[str, str] = {}  # where what a client has is known to be ours
+        lost: UnreachableError | None = None
         for address in self._controls:
-            self._begin(address)
-            self._there.add(address)
+            try:
+                self._begin(address)
+                self._there.add(address)
+            except UnreachableError as error:
+                lost = error
+                note(f"{error}; the run begins without it")
+        if lost is not None and not self._there:
+            raise lost
 
     def attend(self) -> None:
         """Ask every trunk whether it is there and still ours; begin again with one that is back.
@@ -63,11 +73,11 @@ class Trunks:
         for address, control in self._controls.items():
             try:
                 standing = control.status()
+                if standing.draining:
+                    raise WireError(f"the trunk at {address} is about to stop")
                 if standing.run != self._run or address not in self._there:
                     self._begin(address)
                     self._note(f"the trunk at {address} is back")
-                elif standing.draining:
-                    raise WireError(f"the trunk at {address} is about to stop")
                 self._there.add(address)
             except WireError as error:
                 lost = str(error)
@@ -82,13 +92,17 @@ class Trunks:
     ) -> tuple[str, str]:
         """Prepare a client's seat; return the trunk's address and the token for it.
 
-        copy: reads the coordinator's copy of the client's trunk adapter, for a trunk that lacks it.
+        copy: reads the coordinator's copy of the client's trunk adapter, for a trunk that lacks it,
+        and for one that the client comes to: what that holds under the label may be of a round
+        that the coordinator lost. Moments stay there if the adapter is the same.
         Raises WireError when the trunk can't.
         """
         address = self._assign(client)
         control = self._controls[address]
-        if not control.prepare(client, round, label, mode, best=best):
+        comes = bool(label) and self._settled.get(client) != address
+        if comes or not control.prepare(client, round, label, mode, best=best):
             control.prepare(client, round, label, mode, best=best, adapter=copy())
+        self._settled[client] = address
         return address, control.token(client, round, mode, self._seconds)
 
     def collect(self, client: str, round: int) -> tuple[Trained, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from fellrec.errors import ConfigError, FellrecError
 from fellrec.federation.deployment.orders import Failure, Order
 from fellrec.federation.deployment.party import Party
 from fellrec.federation.deployment.place import Place
+from fellrec.federation.flower import engine
 from fellrec.federation.flower.records import pack, unpack
 from fellrec.federation.observer import Observer
 
@@ -26,6 +27,14 @@ class _Spoken(Observer):
         print(f"client {client}: scoring, {what}", flush=True)
 
 
+def _place(context: Context) -> Place:
+    """Find this client's machine; the simulation engine gives its nodes a number and no files."""
+    number = context.node_config.get("partition-id")
+    if number is None or "data" in context.node_config:
+        return Place.of(context.node_config)
+    return engine.place(context.run_config, int(number))
+
+
 @app.query()
 @app.train()
 @app.evaluate()
@@ -33,7 +42,7 @@ class _Spoken(Observer):
 def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Do what the coordinator's order says; what hinders it is said here and there, in a line."""
     try:
-        place = Place.of(context.node_config)
+        place = _place(context)
         order, tensors = unpack(message.content)
         if not isinstance(order, Order):
             raise ConfigError(f"this client takes orders, and got a {type(order).__name__}")

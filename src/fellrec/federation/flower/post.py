@@ -39,26 +39,28 @@ def exchange(grid: Grid, letters: Iterable[FlowerMessage], seconds: float) -> li
     for each in letters:
         open_.update(grid.push_messages([each]))
     replies: list[FlowerMessage] = []
-    while open_ and time.monotonic() < until:
+    while open_:  # at least once: answers may have come while letters were written
         came = list(grid.pull_messages(open_))
         replies += came
         open_ -= {each.metadata.reply_to_message_id for each in came}
+        if time.monotonic() >= until:
+            break
         if open_ and not came:
             time.sleep(_POLL_SECONDS)
     return replies
 
 
 def opened(replies: Iterable[FlowerMessage]) -> dict[int, Answer | FellrecError]:
-    """Read answers, by node. One that Flower itself answered for a node which is gone is left out,
-    one that can't be read is its error.
+    """Read answers, by node. What Flower itself says for a node that is gone is under the number
+    of Flower's own, so that the node's is missing; an answer that can't be read is its error.
     """
     answers: dict[int, Answer | FellrecError] = {}
     for reply in replies:
         node = reply.metadata.src_node_id
         try:
             if reply.has_error():
-                lines = (reply.error.reason or "it gave no reason").strip().splitlines()
-                raise WireError(f"Flower's code {reply.error.code}: {lines[-1]}")
+                lines = (reply.error.reason or "").strip().splitlines() or ["it gave no reason"]
+                raise WireError(f"Flower's code {reply.error.code}: {lines[-1].strip()}")
             answers[node] = unpack(reply.content)
         except FellrecError as error:
             answers[node] = error

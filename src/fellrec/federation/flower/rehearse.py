@@ -7,68 +7,62 @@ client, a trunk server. Each process is given its own party's files and no other
 from __future__ import annotations
 
 import json
-import re
-import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from fellrec.config import RunConfig
-from fellrec.data.sources import fetch_model
 from fellrec.errors import RunError
-from fellrec.federation.deployment.collect import Part, collect
+from fellrec.federation.deployment.collect import collect_all
 from fellrec.federation.deployment.dispatch import trunk_outline
-from fellrec.federation.deployment.grounds import Grounds
-from fellrec.federation.deployment.processes import Process, Processes
+from fellrec.federation.deployment.grounds import Grounds, parties_of
+from fellrec.federation.deployment.processes import Process, Processes, running
+from fellrec.federation.deployment.trunk_process import start_trunk, trunk_address
 from fellrec.federation.flower.events import replay
 from fellrec.federation.flower.network import Network, environment
 from fellrec.federation.observer import Observer
 from fellrec.federation.runs import RunResult
-from fellrec.federation.workspace import share_data
-from fellrec.files import read_json
-from fellrec.models import manifest
 
-_READY_SECONDS = 300.0
 _POLL_SECONDS = 0.25
-_LISTENS = re.compile(r" on (\S+:\d+)$")
 
 
 class Rehearsal:
     """All parties of a rehearsal.
 
     grounds: their files. processes: what runs. events: the file that the coordinator writes to.
+    trunks: how many trunk servers there are; addresses: where they listen, once started.
+    recording: the folder in which all servers record what they see, None for none.
     """
 
-    def __init__(self, config: RunConfig, grounds: Grounds, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        grounds: Grounds,
+        processes: Processes,
+        *,
+        trunks: int = 1,
+        recording: Path | None = None,
+    ) -> None:
         self.config = config
         self.grounds = grounds
         self.processes = processes
+        self.recording = recording
         self.network = Network(grounds, processes)
         self.events = grounds.folder / "events.jsonl"
-        self.trunk_address = ""
+        self.trunks = trunks if trunk_outline(config).blocks else 0
+        self.addresses: list[str] = []
 
     def start(self) -> None:
         """Start everything but the run; RunError for a party that does not get ready."""
-        trunk = self.start_trunk() if trunk_outline(self.config).blocks else None
+        started = [self.start_trunk(number) for number in range(self.trunks)]
         self.network.start_link()
         for name in self.grounds.names:
             self.network.start_node(name)
-        if trunk is not None:
-            self.trunk_address = _address(trunk)
+        self.addresses = [trunk_address(trunk) for trunk in started]
 
-    def start_trunk(self, listen: str = "127.0.0.1:0") -> Process:
-        """Start the trunk server."""
-        keys = self.grounds.keys
-        return self.processes.start(
-            "trunk",
-            [
-                *(sys.executable, "-m", "fellrec", "trunk"),
-                *("--config", str(self.grounds.recipe), "--listen", listen),
-                *("--tls-cert", str(keys.trunk.certificate), "--tls-key", str(keys.trunk.key)),
-                *("--client-ca", str(keys.authority), "--folder", str(self.grounds.trunk)),
-            ],
-        )
+    def start_trunk(self, number: int = 0, listen: str = "127.0.0.1:0") -> Process:
+        """Start one of the trunk servers."""
+        record = ["--record", str(self.recording)] if self.recording is not None else []
+        return start_trunk(self.processes, self.grounds, number, listen, *record)
 
     def run(self, *, resume: bool, wait_seconds: float = 600.0) -> int:
         """Submit the run to Flower and return its number there."""
@@ -77,9 +71,10 @@ class Rehearsal:
             {
                 "out": str(self.grounds.coordinator.resolve()),
                 "resume": resume,
-                "trunk": self.trunk_address,
+                "trunk": ",".join(self.addresses),
                 "wait-seconds": wait_seconds,
                 "events": str(self.events.resolve()),
+                "record": str(self.recording.resolve()) if self.recording is not None else "",
             }
         )
 
@@ -90,7 +85,7 @@ class Rehearsal:
         """
         done, pid = 0, 0
         while True:
-            gone = bool(pid) and not psutil.pid_exists(pid)
+            gone = bool(pid) and not running(pid)
             lines = self.events.read_text("utf-8").splitlines() if self.events.exists() else []
             for line in lines[done:]:
                 told = json.loads(line)
@@ -114,12 +109,16 @@ def rehearse(
     out: Path | None = None,
     *,
     resume: bool = False,
+    trunks: int = 1,
+    record: bool = False,
     observer: Observer | None = None,
 ) -> RunResult:
     """Run a recipe over real processes on this machine, and leave a run directory.
 
     out: the directory, `runs/<name>` unless given. Beside it, in `<out>.parties`, every party's own
-    folder stays, from which an interrupted rehearsal goes on (`resume`).
+    folder stays, from which an interrupted rehearsal goes on (`resume`). trunks: how many trunk
+    servers share the clients. record: keep every message that the servers receive or send, in
+    `<out>.parties/recording`.
 
     Raises a FellrecError of the kind that fits. Whatever was started is stopped.
     """
@@ -127,28 +126,16 @@ def rehearse(
     path = out if out is not None else Path("runs") / config.name
     if path.exists():
         raise RunError(f"{path} exists already; choose another --out")
-    parties = path.with_name(f"{path.name}.parties")
-    if resume:
-        grounds = Grounds.at(parties, config)
-    else:
-        observer.note("loading data and weights")
-        manifest.digest(fetch_model(config.model.base))  # made once, before many look for it
-        grounds = Grounds.prepare(parties, config, share_data(config))
+    parties = parties_of(path)
+    observer.note("loading data and weights")
+    grounds = Grounds.at(parties, config) if resume else Grounds.made(parties, config)
     begun = resume and grounds.coordinator.exists()
     with Processes(parties / "logs", environment(parties / "flwr")) as processes:
-        rehearsal = Rehearsal(config, grounds, processes)
+        recording = parties / "recording" if record else None
+        rehearsal = Rehearsal(config, grounds, processes, trunks=trunks, recording=recording)
         observer.note("starting a SuperLink, SuperNodes and a trunk server")
         rehearsal.start()
         rehearsal.run(resume=begun)
         rehearsal.follow(observer)
     observer.note("collecting the run directory")
-    run = str(read_json(grounds.coordinator / "deployment.json")["run"])
-    parts = [Part(name, grounds.place(name).run(run)) for name in grounds.names]
-    return RunResult(path, collect(path, grounds.coordinator, parts))
-
-
-def _address(trunk: Process) -> str:
-    found = _LISTENS.search(trunk.wait_for(" on ", _READY_SECONDS).strip())
-    if found is None:
-        raise RunError(f"the trunk did not say where it listens: {trunk.last()}")
-    return found[1]
+    return RunResult(path, collect_all(path, grounds))

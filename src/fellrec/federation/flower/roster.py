@@ -101,6 +101,12 @@ class Roster:
                             f"{name!r}; it is left out"
                         )
                         continue
+                    if (other := self.node(name)) not in (None, node):
+                        self._note(
+                            f"node {node} says that it is client {name!r}, which is connected as "
+                            f"node {other}; it is left out"
+                        )
+                        continue
                     self._node_of[name] = node
                     found.append((introduction, tensors))
                 case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ from fellrec.federation.deployment.dispatch import Dispatch, Terms, start_of, tr
 from fellrec.federation.deployment.orders import Introduction, TestScores
 from fellrec.federation.deployment.roll import Roll, call_roll
 from fellrec.federation.deployment.trunks import Trunks
+from fellrec.federation.flower import engine
 from fellrec.federation.flower.events import Events
+from fellrec.federation.flower.recording import RecordedGrid
 from fellrec.federation.flower.roster import Introduced, Roster
 from fellrec.federation.flower.settings import ServerSettings
 from fellrec.federation.flower.strategy import FellrecStrategy
@@ -36,6 +39,7 @@ from fellrec.models.adapters import start
 from fellrec.models.stages import Stage
 from fellrec.split.ledger import Ledger
 from fellrec.split.service.channel import Link
+from fellrec.split.service.recorder import Recorder
 
 Tensors = Mapping[str, Tensor]
 _FILE = "deployment.json"  # the run's id, and what clients said of themselves
@@ -51,7 +55,11 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = ServerSettings.of(context.run_config)
         events.to(settings.events)
-        conduct(grid, settings, events)
+        if engine.simulates(grid) and not settings.trunks:
+            with engine.parties(settings) as prepared:
+                conduct(grid, prepared, events)
+        else:
+            conduct(grid, settings, events)
     except FellrecError as error:
         events.failed(str(error))
         raise
@@ -64,6 +72,9 @@ def conduct(grid: Grid, settings: ServerSettings, events: Events) -> None:
     with ExitStack() as closing:
         busy = "another process works on this run; let it end"
         closing.enter_context(alone_in(path, busy, _PATIENCE))
+        if settings.record is not None:
+            recorder = closing.enter_context(Recorder(settings.record, "coordinator"))
+            grid = RecordedGrid(grid, recorder)
         begin_session(path, config.model.recommender)
         store = RunStore(path, config.evaluation.keep_rounds, COORDINATOR_FILES)
         state = store.resume()
@@ -102,7 +113,9 @@ def conduct(grid: Grid, settings: ServerSettings, events: Events) -> None:
 def _recall(path: Path) -> tuple[str, dict[str, Introduction]]:
     """Return the run's id and what its clients once said; a new id at the first time."""
     if not (path / _FILE).exists():
-        return f"{path.resolve().name[:80]}-{secrets.token_hex(3)}", {}
+        # The folder's name without what a run's id may not have.
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).lstrip("._-")[:80] or "run"
+        return f"{name}-{secrets.token_hex(3)}", {}
     kept = read_json(path / _FILE)
     try:
         told = TypeAdapter(list[Introduction]).validate_python(kept["clients"])

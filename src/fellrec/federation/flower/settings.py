@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ DEFAULTS: Mapping[str, str | int | float | bool] = {
     "wait-seconds": 600.0,
     "answer-seconds": 43_000.0,
     "events": "",
+    "record": "",
 }
 """Every key with what it is when nothing is said; docs/deployment.md explains them."""
 
@@ -36,7 +39,8 @@ class ServerSettings:
     clients: names in their order, empty to take whoever comes, as many as `clients.count`.
     trunks: "HOST:PORT" each. tls: by which trunks know the coordinator; None without trunks.
     wait_seconds: how long clients have to come. answer_seconds: how long to answer one message.
-    events: a file that is told what happens, one JSON object a line, or None.
+    events: a file that is told what happens, one JSON object a line, or None. record: a folder in
+    which every message is recorded, or None.
     """
 
     config: RunConfig
@@ -48,13 +52,18 @@ class ServerSettings:
     wait_seconds: float
     answer_seconds: float
     events: Path | None
+    record: Path | None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> ServerSettings:
         """Read a run configuration; ConfigError names a key that is wrong or missing."""
         values = {key: _typed(key, given.get(key, default)) for key, default in DEFAULTS.items()}
-        changes = dict(map(parse_override, shlex.split(values["overrides"])))
+        changes = dict(map(parse_override, _split(values["overrides"])))
         config = RunConfig.from_toml(values["recipe"], changes)
+        clients = tuple(n for name in values["clients"].split(",") if (n := name.strip()))
+        for name, times in Counter(clients).items():
+            if times > 1:
+                raise ConfigError(f"run configuration: clients names {name!r} twice")
         trunks = tuple(values["trunk"].replace(",", " ").split())
         files = [values[key] for key in ("certificate", "key", "authority")]
         if trunks and not all(files):
@@ -66,13 +75,24 @@ class ServerSettings:
             config=config,
             out=Path(values["out"] or Path("runs") / config.name),
             resume=values["resume"],
-            clients=tuple(n for name in values["clients"].split(",") if (n := name.strip())),
+            clients=clients,
             trunks=trunks,
             tls=TlsFiles(*map(Path, files)) if trunks else None,
             wait_seconds=values["wait-seconds"],
             answer_seconds=values["answer-seconds"],
             events=Path(values["events"]) if values["events"] else None,
+            record=Path(values["record"]) if values["record"] else None,
         )
+
+
+def _split(overrides: str) -> list[str]:
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:  # a quotation that does not end
+        raise ConfigError(
+            f"run configuration: overrides can't be read ({error}); write KEY=VALUE with spaces "
+            "between them"
+        ) from None
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -80,7 +100,7 @@ def _typed(key: str, value: Any) -> Any:
     kind = type(DEFAULTS[key])
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (type(value) is float and value <= 0):
+    if type(value) is not kind or (type(value) is float and not 0 < value < math.inf):
         raise ConfigError(
             f"run configuration: {key} must be a {kind.__name__}, above 0 if a number, "
             f"got {value!r}"

@@ -7,7 +7,7 @@ take the mixture and score it, so that the score decides about the same round as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from fellrec.errors import FellrecError, WireError
 from fellrec.federation.coordinator import Coordinator
 from fellrec.federation.decisions import judge
 from fellrec.federation.deployment.dispatch import Dispatch, Parcel
-from fellrec.federation.deployment.orders import TestScores
+from fellrec.federation.deployment.orders import AbsentError, TestScores
 from fellrec.federation.flower.post import Answer, Subject, exchange, letter, opened
 from fellrec.federation.flower.roster import Roster
 from fellrec.federation.members import Mixed, Trained
@@ -83,8 +83,7 @@ class FellrecStrategy(Strategy):
             return ()
         if dispatch.trunks is not None:
             dispatch.trunks.attend()
-        for introduction, _ in self._roster.refresh(grid):
-            dispatch.rejoined(introduction.client, introduction.held)
+        self._see_who_is_there(grid)
         self._lost, self._standings = {}, {}
         return self._letters(
             "train", self._round.drawn, lambda name: dispatch.train(self.state, name)
@@ -136,15 +135,13 @@ class FellrecStrategy(Strategy):
         dispatch = self._dispatch
         if dispatch.trunks is not None:
             dispatch.trunks.attend()
-        self._roster.refresh(grid)
-        self._lost = {}
-        letters = self._letters(
-            "evaluate.test", dispatch.names, lambda name: dispatch.test(self.state, name)
-        )
-        answers = self._by_client(exchange(grid, letters, seconds))
+        self._see_who_is_there(grid)
+        found = self._ask_for_tests(grid, dispatch.names, seconds)
+        # Who has lost its best adapter says so, and is asked again with the coordinator's copy.
+        lost = [name for name, score in found.items() if isinstance(score, AbsentError)]
+        found |= self._ask_for_tests(grid, lost, seconds)
         scores = {}
-        for name in dispatch.names:
-            score = self._read(name, answers, dispatch.tested)
+        for name, score in found.items():
             if isinstance(score, FellrecError):
                 self._coordinator.books.observer.note(
                     f"client {name}: {score}; it has no test score"
@@ -152,6 +149,20 @@ class FellrecStrategy(Strategy):
             else:
                 scores[name] = score
         return scores
+
+    def _ask_for_tests(
+        self, grid: Grid, names: Sequence[str], seconds: float
+    ) -> dict[str, TestScores | FellrecError]:
+        dispatch, self._lost = self._dispatch, {}
+        letters = self._letters(
+            "evaluate.test", names, lambda name: dispatch.test(self.state, name)
+        )
+        answers = self._by_client(exchange(grid, letters, seconds))
+        return {name: self._read(name, answers, dispatch.tested) for name in names}
+
+    def _see_who_is_there(self, grid: Grid) -> None:
+        for introduction, _ in self._roster.refresh(grid):
+            self._dispatch.rejoined(introduction.client, introduction.held)
 
     def _scores(
         self, answers: dict[str, Answer | FellrecError]

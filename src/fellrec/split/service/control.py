@@ -12,25 +12,34 @@ from torch import Tensor
 import fellrec
 from fellrec.split.service import messages
 from fellrec.split.service.admission import MissingError
-from fellrec.split.service.channel import Link, connect, explained
+from fellrec.split.service.channel import Link, UnreachableError, connect, explained
 from fellrec.split.service.messages import SERVICE, Kept, M, Message, Mode, Standing, Trained
 from fellrec.split.service.packing import pack_call, unpack_call, unpack_tensors
 from fellrec.split.service.tokens import Claims, issue, new_key
+
+_FIRST_PAUSE = 0.1  # seconds; each doubles the one before
 
 
 class TrunkControl:
     """Gives a trunk its orders, and clients their tokens.
 
-    like: names and shapes of the trunk's adapter. Every method raises WireError with the trunk's
-    own line when it refuses, UnreachableError (a WireError too) when it can't be reached.
+    like: names and shapes of the trunk's adapter. retry_seconds: how long a trunk that can't be
+    reached is tried again; every order may be repeated. Every method raises WireError with the
+    trunk's own line when it refuses, UnreachableError (a WireError too) when it can't be reached.
     """
 
     def __init__(
-        self, link: Link, like: Mapping[str, Tensor], *, call_seconds: float = 120.0
+        self,
+        link: Link,
+        like: Mapping[str, Tensor],
+        *,
+        call_seconds: float = 120.0,
+        retry_seconds: float = 5.0,
     ) -> None:
         self._link = link
         self._like = like
         self._seconds = call_seconds
+        self._retry_seconds = retry_seconds
         self._key = new_key()
         self._run = ""
         self._channel: Any = None
@@ -110,14 +119,25 @@ class TrunkControl:
         answer: type[M],
         tensors: Mapping[str, Tensor] | None = None,
     ) -> tuple[M, bytes]:
+        until, pause = time.monotonic() + self._retry_seconds, _FIRST_PAUSE
+        while True:
+            try:
+                return unpack_call(answer, self._once(method, pack_call(order, tensors)))
+            except UnreachableError:
+                if time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
+            pause *= 2
+
+    def _once(self, method: str, order: bytes) -> bytes:
         if self._channel is None:
             self._channel = connect(self._link)
         call = self._channel.unary_unary(f"/{SERVICE}/{method}")
         try:
-            data: bytes = call(pack_call(order, tensors), timeout=self._seconds)
+            data: bytes = call(order, timeout=self._seconds)
         except grpc.RpcError as error:
             self.close()  # the next call begins with a connection of its own
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise MissingError(str(error.details())) from None
             raise explained(error, self._link.address) from None
-        return unpack_call(answer, data)
+        return data

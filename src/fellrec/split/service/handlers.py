@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -16,11 +17,13 @@ from fellrec.split.service.messages import (
     MAX_GREETING_BYTES,
     SERVICE,
     Greeting,
+    Message,
     Welcome,
     read_message,
     write_message,
 )
 from fellrec.split.service.packing import pack_call, unpack_call
+from fellrec.split.service.recorder import Note, unrecorded
 from fellrec.split.service.registry import Registry
 
 
@@ -30,11 +33,26 @@ def common_name(context: Any) -> str:
     return names[0].decode(errors="replace") if len(names) == 1 else ""
 
 
-class Steps:
-    """The clients' stream. `expire` hangs up on those who connect and say nothing."""
+def refuse(context: Any, record: Note, code: grpc.StatusCode, line: str) -> NoReturn:
+    """End a call with a status; a recording has it as JSON."""
+    told = {"code": code.name, "details": line}
+    text = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    record("sent", common_name(context), "Refusal", text.encode(errors="replace"))
+    context.abort(code, line)
+    raise AssertionError("abort raises")
 
-    def __init__(self, registry: Registry, greeting_seconds: float) -> None:
+
+class Steps:
+    """The clients' stream. `expire` hangs up on those who connect and say nothing.
+
+    record: takes note of every message.
+    """
+
+    def __init__(
+        self, registry: Registry, greeting_seconds: float, record: Note = unrecorded
+    ) -> None:
         self._registry = registry
+        self._record = record
         self._patience = greeting_seconds
         self._strangers: dict[object, tuple[float, Callable[[], object]]] = {}
         self._lock = threading.Lock()
@@ -52,23 +70,29 @@ class Steps:
 
     def __call__(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Serve one connection: a greeting, then frames."""
-        first = self._greeting(requests, context)
+        first, name = self._greeting(requests, context), common_name(context)
         if first is None:
             return
+        self._record("received", name, "Greeting", first)
         try:
             greeting = read_message(Greeting, first, MAX_GREETING_BYTES)
-            seat = self._registry.join(greeting, common_name(context))
+            seat = self._registry.join(greeting, name)
         except BusyError as error:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            refuse(context, self._record, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except FellrecError as error:
-            yield write_message(Welcome(ok=False, reason=str(error)))
+            yield self._sent(name, "Welcome", write_message(Welcome(ok=False, reason=str(error))))
             return
-        yield write_message(seat.attach(context.cancel))
+        yield self._sent(name, "Welcome", write_message(seat.attach(context.cancel)))
         for message in requests:
+            self._record("received", name, "Step", message)
             reply, more = seat.answer(message)
-            yield reply
+            yield self._sent(name, "Reply", reply)
             if not more:
                 return
+
+    def _sent(self, name: str, kind: str, message: bytes) -> bytes:
+        self._record("sent", name, kind, message)
+        return message
 
     def _greeting(self, requests: Iterator[bytes], context: Any) -> bytes | None:
         with self._lock:
@@ -80,12 +104,19 @@ class Steps:
                 del self._strangers[context]
 
 
-class Control:
-    """The coordinator's methods."""
+_ANSWERS: dict[type[Message], type[Message]] = {
+    messages.Collect: messages.Trained,
+    messages.Status: messages.Standing,
+}  # what is answered with something else than `Done`
 
-    def __init__(self, registry: Registry, coordinator: str) -> None:
+
+class Control:
+    """The coordinator's methods. record: takes note of every call and its answer."""
+
+    def __init__(self, registry: Registry, coordinator: str, record: Note = unrecorded) -> None:
         self._registry = registry
         self._coordinator = coordinator
+        self._record = record
 
     def handlers(self) -> dict[str, Any]:
         """Return a handler for each method."""
@@ -101,9 +132,12 @@ class Control:
 
     def _method(self, kind: type[messages.M], act: Callable[[messages.M, bytes], bytes]) -> Any:
         def handle(request: bytes, context: Any) -> bytes:
-            name = common_name(context)
+            name, record = common_name(context), self._record
+            record("received", name, kind.__name__, without_key(kind, request))
             if name != self._coordinator:
-                context.abort(
+                refuse(
+                    context,
+                    record,
                     grpc.StatusCode.PERMISSION_DENIED,
                     f"{kind.__name__} is for the coordinator: its certificate is named "
                     f"{self._coordinator!r}, this one {name!r}",
@@ -111,16 +145,17 @@ class Control:
             try:
                 order, body = unpack_call(kind, request)
             except WireError as error:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                refuse(context, record, grpc.StatusCode.INVALID_ARGUMENT, str(error))
             try:
-                return act(order, body)
+                answer = act(order, body)
             except BusyError as error:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+                refuse(context, record, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
             except MissingError as error:
-                context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+                refuse(context, record, grpc.StatusCode.NOT_FOUND, str(error))
             except FellrecError as error:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            raise AssertionError("abort raises")
+                refuse(context, record, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            record("sent", name, _ANSWERS.get(kind, messages.Done).__name__, answer)
+            return answer
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -149,6 +184,22 @@ class Control:
 
     def _status(self, _: messages.Status, __: bytes) -> bytes:
         return pack_call(self._registry.status())
+
+
+def without_key(kind: type[Message], request: bytes) -> bytes:
+    """Return what is recorded of a call: all of it, but zeros for the key of a `Begin`.
+
+    Who has the key can make tokens; it is the coordinator's and the trunk's secret. Of a `Begin`
+    whose key is not found where it should be, nothing is recorded.
+    """
+    if kind is not messages.Begin:
+        return request
+    try:
+        key = unpack_call(messages.Begin, request)[0].key.encode()
+    except WireError:
+        return b""
+    blank = b"0" * len(key)
+    return request.replace(key, blank) if key in request else b""
 
 
 def service(steps: Steps, control: Control) -> Any:

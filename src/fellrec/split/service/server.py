@@ -22,6 +22,7 @@ from fellrec.split.service.handlers import Control, Steps, service
 from fellrec.split.service.messages import SERVICE
 from fellrec.split.service.metrics import Metrics
 from fellrec.split.service.packing import SLACK_BYTES
+from fellrec.split.service.recorder import Note, Recorder, unrecorded
 from fellrec.split.service.registry import Registry
 from fellrec.split.service.settings import ServiceSettings, host_and_port
 from fellrec.split.trunk import TrunkServer
@@ -36,7 +37,7 @@ class TrunkService:
     port, metrics_port: where it listens, 0 without metrics.
 
     Raises ConfigError for TLS files that can't be used or an address that can't be had, RunError
-    when another process works in the folder.
+    when another process works in the folder or nothing can be recorded.
     """
 
     def __init__(
@@ -48,7 +49,6 @@ class TrunkService:
         self._settings = settings
         self.metrics = Metrics()
         self.registry = Registry(trunk, settings, self.metrics, clock)
-        self._steps = Steps(self.registry, settings.limits.greeting_seconds)
         self._health = health.HealthServicer()
         self._stopped = threading.Event()
         self._ending = threading.Lock()
@@ -60,7 +60,11 @@ class TrunkService:
                 alone_in(settings.folder, "another trunk works in this folder; give each its own")
             )
             self._watch()
-            self._server = self._build(trunk.settings.max_bytes)
+            record: Note = unrecorded
+            if settings.record is not None:
+                record = stack.enter_context(Recorder(settings.record, "trunk"))
+            self._steps = Steps(self.registry, settings.limits.greeting_seconds, record)
+            self._server = self._build(trunk.settings.max_bytes, record)
             self.port = self._listen()
             self.metrics_port = self._expose(stack)
             self._server.start()
@@ -90,7 +94,7 @@ class TrunkService:
             self._closing.close()
             self._sweeper.join()
 
-    def _build(self, max_frame: int) -> Any:
+    def _build(self, max_frame: int, record: Note) -> Any:
         limits = self._settings.limits
         # A stream takes a thread for its whole life; there are more threads than sessions, so that
         # a client too many is told so.
@@ -110,7 +114,7 @@ class TrunkService:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        control = Control(self.registry, self._settings.coordinator)
+        control = Control(self.registry, self._settings.coordinator, record)
         server.add_generic_rpc_handlers((service(self._steps, control),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server

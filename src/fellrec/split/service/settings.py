@@ -77,7 +77,8 @@ class ServiceSettings:
     listen: "HOST:PORT"; port 0 takes a free one. folder: where adapters are kept, one folder per
     run. manifest, agreed: digests of the base's weights and of the settings that both sides share.
     coordinator: common name of the coordinator's certificate. metrics: "HOST:PORT" for Prometheus,
-    over plain HTTP, or "".
+    over plain HTTP, or "". record: a folder in which every message is recorded (`recorder`), None
+    for none.
     """
 
     listen: str
@@ -88,6 +89,7 @@ class ServiceSettings:
     coordinator: str = "coordinator"
     limits: Limits = field(default_factory=Limits)
     metrics: str = ""
+    record: Path | None = None
 
 
 def host_and_port(address: str, key: str) -> tuple[str, int]:

@@ -1,0 +1,106 @@
+"""A whole deployment on this machine, by the command: it ends as the simulation does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fellrec.federation.observer import Observer
+from fellrec.split.ledger import Ledger
+from tests.integration.deployed import (
+    collected,
+    events,
+    failure,
+    kill,
+    metrics,
+    same,
+    server_app,
+    simulated,
+    started,
+    wait_for_step,
+)
+from tests.toys import SHOPS, Toys
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_cache")]
+
+# Tells, of every process that imports it, which files it opens, and what it is.
+WATCH = """
+import os, sys
+_file = open(os.path.join(os.environ["WATCH_FOLDER"], f"{os.getpid()}.txt"), "a", buffering=1)
+print(" ".join(map(str, sys.orig_argv)), file=_file)
+def _hook(event, args):
+    if event == "open" and isinstance(args[0], str) and not _file.closed:
+        print(os.path.abspath(args[0]), file=_file)
+sys.addaudithook(_hook)
+"""
+
+
+def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
+    """Three clients, two rounds, int8 on the wire; servers are watched: they open no data."""
+    config = toys.recipe({"split.codec": "int8", "train.micro_batches": 2, "train.in_flight": 2})
+    recipe, out = tmp_path / "toys.toml", tmp_path / "run"
+    recipe.write_text(config.to_toml())
+    watch, site = tmp_path / "watch", tmp_path / "site"
+    watch.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(WATCH)
+    environment = {**toys.environment(), "PYTHONPATH": str(site), "WATCH_FOLDER": str(watch)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fellrec", "rehearse", str(recipe), "--out", str(out), "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((out / "summary.json").read_text())
+    reference = simulated(config, tmp_path / "simulation")
+    same(out, reference)
+    crossed = (Ledger.read(path / "ledger.csv").rows() for path in (out, reference))
+    assert next(crossed) == next(crossed)
+    left = [p for p in psutil.process_iter(["environ"]) if _is_of(p, watch)]
+    assert not left, left
+
+    clients = out.with_name("run.parties") / "clients"
+    opened = {path: path.read_text().splitlines() for path in watch.iterdir()}
+    kinds = {
+        "trunk": " fellrec trunk ",
+        "coordinator": "flwr-serverapp",
+        "client": "flwr-clientapp",
+    }
+    for kind, word in kinds.items():
+        files = [line for lines in opened.values() if word in lines[0] for line in lines[1:]]
+        assert files, f"no process of the {kind} was watched"
+        private = [f for f in files if f.startswith((str(clients), str(toys.data)))]
+        assert bool(private) == (kind == "client"), (kind, private[:3])
+
+
+def _is_of(process: psutil.Process, watch: Path) -> bool:
+    environ = process.info["environ"] or {}
+    return process.pid != os.getpid() and environ.get("WATCH_FOLDER") == str(watch)
+
+
+def test_a_coordinator_that_is_killed_goes_on_from_the_last_complete_round(
+    toys: Toys, tmp_path: Path
+) -> None:
+    """A new run resumes the directory; no round is lost, none is counted twice."""
+    config = toys.recipe({"train.local_epochs": 100, "evaluation.before_mixing": False})
+    with started(config, tmp_path) as rehearsal:
+        rehearsal.run(resume=False)
+        wait_for_step(rehearsal, SHOPS[0], 1)
+        kill(server_app(rehearsal))
+        assert "process ended" in failure(rehearsal)
+        done = metrics(rehearsal.grounds.coordinator)
+        assert {t for t, _ in done} == {0}
+        rehearsal.run(resume=True)
+        rehearsal.follow(Observer())
+        (begun,) = events(rehearsal, "round_begins")
+        assert begun["round"] == 1
+        out = collected(rehearsal, tmp_path / "run")
+    same(out, simulated(config, tmp_path / "simulation"))
+    assert all(len(lines) == 1 for lines in metrics(out).values())
