@@ -131,7 +131,9 @@ def test_a_failure_is_the_clients_own_word(dispatch: Dispatch) -> None:
         assert str(other) == "client x: busy"
 
 
-def test_a_client_gets_its_copy_once_it_has_lost_its_own(dispatch: Dispatch, tmp_path: Path) -> None:
+def test_a_client_gets_its_copy_once_it_has_lost_its_own(
+    dispatch: Dispatch, tmp_path: Path
+) -> None:
     store = RunStore(tmp_path, 2, COORDINATOR_FILES)
     store.begin(1)
     store.put(1, CLIENT, "x", "adapter", OWN)
@@ -152,9 +154,7 @@ def test_a_client_gets_its_copy_once_it_has_lost_its_own(dispatch: Dispatch, tmp
 
 def test_only_what_is_trained_travels(tmp_path: Path) -> None:
     names = {"layer.lora_A.weight": torch.ones(2, 3), "layer.lora_B.weight": torch.zeros(3, 2)}
-    config = CONFIG.model_copy(
-        update={"lora": CONFIG.lora.model_copy(update={"freeze_a": True})}
-    )
+    config = CONFIG.model_copy(update={"lora": CONFIG.lora.model_copy(update={"freeze_a": True})})
     roll = call_roll(CONFIG, came(told("x"), start=names))
     begun = start_of(config, names, {})
     terms, store = Terms.of("run-1", config), RunStore(tmp_path)

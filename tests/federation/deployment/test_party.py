@@ -156,7 +156,7 @@ def test_a_client_without_its_folder_says_so_and_takes_the_copy(alone: Town) -> 
     assert copy is not None
     shutil.rmtree(place.run(RUN))
     for kind in (Train, orders.Test):
-        with pytest.raises(AbsentError, match="client east no longer holds .* of 1 rounds"):
+        with pytest.raises(AbsentError, match=r"client east no longer holds .* of 1 rounds"):
             party.answer(kind(**placed(alone, 1, 1)), {})
     assert Failure.of(AbsentError("x")).kind == "missing"
     told, learned = party.answer(Train(**placed(alone, 1, 1)), copy)
@@ -258,6 +258,6 @@ def test_what_a_client_refuses(alone: Town, tmp_path: Path) -> None:
 
 
 def test_a_recipe_with_a_trunk_needs_one(toys: Toys, tmp_path: Path) -> None:
-    with town(toys.recipe(), tmp_path, trunks=0) as it:
-        with pytest.raises(WireError, match="the coordinator named no trunk"):
-            it.party("east").answer(Train(**placed(it, 0, 0)), {})
+    refused = pytest.raises(WireError, match="the coordinator named no trunk")
+    with town(toys.recipe(), tmp_path, trunks=0) as it, refused:
+        it.party("east").answer(Train(**placed(it, 0, 0)), {})

@@ -46,9 +46,9 @@ def test_what_a_process_says_and_why_it_ended(processes: Processes) -> None:
     two = processes.start("two", [*SHELL, "echo first; echo it broke; exit 3"])
     with pytest.raises(RunError, match=r"^two ended: it broke \(all in .*two\.log\)$"):
         two.wait_for("ready", 20)
-    with pytest.raises(RunError, match="^one is not ready: ready at 7"):
+    with pytest.raises(RunError, match=r"^one is not ready: ready at 7"):
         one.wait_for("never", 0.0)
-    with pytest.raises(RunError, match="^fails failed: it is so$"):
+    with pytest.raises(RunError, match=r"^fails failed: it is so$"):
         processes.call("fails", [*SHELL, "echo reasons >&2; echo it  is so >&2; exit 1"])
     assert processes.call("works", [*SHELL, "echo yes"]) == "yes\n"
 

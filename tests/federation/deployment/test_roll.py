@@ -82,9 +82,9 @@ def test_a_client_that_differs_is_named(changes: dict[str, Any], line: str) -> N
 
 
 def test_what_is_wrong_with_the_first_is_not_blamed_on_the_others() -> None:
-    with pytest.raises(ConfigError, match="^client 'a' read the recipe otherwise"):
+    with pytest.raises(ConfigError, match=r"^client 'a' read the recipe otherwise"):
         call_roll(CONFIG, came(told("a", 9, settings="t"), told("b")))
-    with pytest.raises(ConfigError, match="^client 'a' runs fellrec 0"):
+    with pytest.raises(ConfigError, match=r"^client 'a' runs fellrec 0"):
         call_roll(CONFIG, came(told("a", 9, version="0"), told("b")))
 
 

@@ -17,6 +17,7 @@ from fellrec.federation.members import Mixed
 from fellrec.federation.store import Standing
 from fellrec.files import read_tensors
 from fellrec.models.adapters import start
+from fellrec.split.service import control
 from fellrec.split.service.channel import Link
 from fellrec.split.service.messages import Kept
 from fellrec.split.service.settings import TlsFiles
@@ -26,6 +27,12 @@ from tests.split.running import equal
 from tests.toys import Toys
 
 RUN = "run-1"
+
+
+@pytest.fixture(autouse=True)
+def ask_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the coordinator ask a lost trunk once: how long it goes on asking changes nothing here."""
+    monkeypatch.setattr(control, "_FIRST_PAUSE", 1e9)
 
 
 class Coordinator:
@@ -125,7 +132,7 @@ def test_a_trunk_that_is_lost_and_back(two: Town) -> None:
     assert it.round("north", 3, 2, 3, 5) == second
     assert equal(it.trained, it.adapter(3))
     two.trunks[1].stop(0.0)
-    with pytest.raises(WireError, match="no trunk is left: .*Connection refused"):
+    with pytest.raises(WireError, match=r"no trunk is left: .*Connection refused"):
         it.trunks.attend()
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as Bytes  # type: ignore[attr-defined]
+from flwr.proto.message_pb2 import Message as Bytes
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -212,7 +212,7 @@ class Town:
 
     def party(self, name: str) -> Party:
         """Return a client, to be given orders by hand."""
-        return Party(self.grounds.place(name), retry_seconds=1.0)
+        return Party(replace(self.grounds.place(name), retry_seconds=1.0))
 
     def folder_of(self, name: str) -> Path:
         """Return the one folder that a client keeps of a run."""

@@ -66,7 +66,20 @@ def test_what_is_wrong_is_named(given: dict[str, Any], line: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "plain", "a b", "it's", "x=y z=1", "a,b", "é", "/a b/c.toml", True, 60, 1.5, "back\\slash"],
+    [
+        "",
+        "plain",
+        "a b",
+        "it's",
+        "x=y z=1",
+        "a,b",
+        "é",
+        "/a b/c.toml",
+        True,
+        60,
+        1.5,
+        "back\\slash",
+    ],
 )
 def test_values_come_through_flowers_command_line(value: str | int | float | bool) -> None:
     values = {**DEFAULTS, "recipe": value, "out": "/x y/z"}

@@ -44,6 +44,9 @@ class Grounds:
         """
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder}: is not empty; choose another folder")
+        for name in shares.partition.names:
+            if "," in name or name != name.strip():  # the coordinator is told all in one line
+                raise ConfigError(f"{name!r} can't name a client: it has a comma, or odd spaces")
         folder.mkdir(parents=True, exist_ok=True)
         grounds = cls(folder, shares.partition.names)
         write_bytes(grounds.recipe, config.to_toml().encode())

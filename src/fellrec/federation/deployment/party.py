@@ -64,17 +64,14 @@ _PATIENCE = 120.0  # seconds: for a process of this client that the trunk is abo
 
 
 class Party:
-    """Answers orders. retry_seconds: how long a trunk may be out of reach before it is given up.
+    """Answers orders.
 
     Every answer raises the FellrecError that fits; ConfigError where versions differ.
     """
 
-    def __init__(
-        self, place: Place, observer: Observer | None = None, *, retry_seconds: float = 60.0
-    ) -> None:
+    def __init__(self, place: Place, observer: Observer | None = None) -> None:
         self.place = place
         self.observer = observer or Observer()
-        self._retry_seconds = retry_seconds
 
     def answer(self, order: Order, tensors: Tensors) -> tuple[Message, Tensors]:
         """Do what an order says: the answer, and its tensors."""
@@ -85,7 +82,9 @@ class Party:
             )
         folder = self.place.run(order.run)
         folder.mkdir(parents=True, exist_ok=True)
-        config = RunConfig.from_text(order.recipe, "the coordinator's recipe")
+        config = RunConfig.from_text(
+            order.recipe, "the coordinator's recipe", overrides=self.place.overrides
+        )
         busy = "another process of this client works on the run; let it end"
         with alone_in(folder, busy, _PATIENCE):
             match order:
@@ -151,7 +150,7 @@ class Party:
                         settings=agreed(config),
                         token=order.token,
                     ),
-                    retry_seconds=self._retry_seconds,
+                    retry_seconds=self.place.retry_seconds,
                 )
                 closing.callback(connection.close)
             yield _Desk(self.place, config, order, connection, self.observer)

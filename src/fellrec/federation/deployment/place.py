@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from fellrec.config import parse_override
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.deployment.certificates import name_in
 from fellrec.files import read_json, write_json
 from fellrec.split.service.settings import TlsFiles
 
 KEYS = ("data", "folder", "certificate", "key", "authority")
+"""What a node's configuration has to say: paths."""
+LOCAL_KEYS = ("model.base", "model.device", "model.item_encoder", "train.threads")
+"""Keys of the recipe that are a machine's own: where weights lie, and what computes."""
 _CARD = "client.json"
 
 
@@ -20,17 +25,25 @@ class Place:
     """One client's machine.
 
     data: the client's file (`data.client_file`). folder: where its runs are kept, one folder each.
-    tls: by which it is known to the trunk. name: the client's, as its certificate says.
+    tls: by which it is known to the trunk. name: the client's, as its certificate says. overrides:
+    of the recipe, for this machine. retry_seconds: how long a trunk may be out of reach before it
+    is given up.
     """
 
     data: Path
     folder: Path
     tls: TlsFiles
     name: str
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    retry_seconds: float = 60.0
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Place:
-        """Read it from a node's configuration; ConfigError names a key that is missing."""
+        """Read it from a node's configuration: `KEYS`, and if wanted `overrides` and
+        `retry-seconds`.
+
+        Raises ConfigError for a key that is missing or can't be used.
+        """
         for key in KEYS:
             if not isinstance(values.get(key), str) or not values[key]:
                 raise ConfigError(
@@ -38,7 +51,17 @@ class Place:
                 )
         data, folder, *pair = (Path(str(values[each])) for each in KEYS)
         tls = TlsFiles(*pair)
-        return cls(data, folder, tls, name_in(tls.certificate))
+        overrides = dict(map(parse_override, shlex.split(str(values.get("overrides", "")))))
+        for key in overrides:
+            if key not in LOCAL_KEYS:
+                raise ConfigError(
+                    f"overrides of --node-config: {key} is for all parties to agree on; a client "
+                    f"may set {', '.join(LOCAL_KEYS)}"
+                )
+        retry = values.get("retry-seconds", 60.0)
+        if isinstance(retry, bool) or not isinstance(retry, int | float) or retry < 0:
+            raise ConfigError(f"retry-seconds of --node-config: a number of seconds, got {retry!r}")
+        return cls(data, folder, tls, name_in(tls.certificate), overrides, float(retry))
 
     def run(self, run: str) -> Path:
         """Return the folder of a run."""

@@ -52,6 +52,7 @@ def parties(settings: ServerSettings) -> Iterator[ServerSettings]:
             clients=grounds.names,
             trunks=trunks,
             tls=grounds.tls(grounds.keys.coordinator),
+            token_seconds=settings.answer_seconds,  # the engine lets clients wait for their turn
         )
     collect_all(settings.out, grounds)
 

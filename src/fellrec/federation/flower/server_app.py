@@ -157,7 +157,7 @@ def _trunks(
         run=run,
         manifest=roll.manifest,
         settings=agreed(config),
-        token_seconds=settings.answer_seconds,
+        token_seconds=settings.token_seconds,
         note=events.note,
     )
 

@@ -26,6 +26,7 @@ DEFAULTS: Mapping[str, str | int | float | bool] = {
     "authority": "",
     "wait-seconds": 600.0,
     "answer-seconds": 43_000.0,
+    "token-seconds": 900.0,
     "events": "",
     "record": "",
 }
@@ -39,6 +40,7 @@ class ServerSettings:
     clients: names in their order, empty to take whoever comes, as many as `clients.count`.
     trunks: "HOST:PORT" each. tls: by which trunks know the coordinator; None without trunks.
     wait_seconds: how long clients have to come. answer_seconds: how long to answer one message.
+    token_seconds: how long after it was told to work a client may come to its trunk.
     events: a file that is told what happens, one JSON object a line, or None. record: a folder in
     which every message is recorded, or None.
     """
@@ -51,6 +53,7 @@ class ServerSettings:
     tls: TlsFiles | None
     wait_seconds: float
     answer_seconds: float
+    token_seconds: float
     events: Path | None
     record: Path | None
 
@@ -80,6 +83,7 @@ class ServerSettings:
             tls=TlsFiles(*map(Path, files)) if trunks else None,
             wait_seconds=values["wait-seconds"],
             answer_seconds=values["answer-seconds"],
+            token_seconds=values["token-seconds"],
             events=Path(values["events"]) if values["events"] else None,
             record=Path(values["record"]) if values["record"] else None,
         )

@@ -71,7 +71,7 @@ STREAM: Mapping[str, Told] = {
     "Refusal": Told(
         TRUNK,
         "client or coordinator",
-        "gRPC's status where a call ends with none of the above",
+        "a status of gRPC's, where a call ends with none of the above",
         (
             Key("code", Text("gRPC's code", 32, "[A-Z_]+"), "what kind of refusal"),
             Key("details", LINE, "one line for people", loose="random"),

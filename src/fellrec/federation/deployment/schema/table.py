@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ BEGIN, END = "<!-- the schema begins -->", "<!-- the schema ends -->"
 
 def render() -> str:
     """Return every declared field, as tables."""
-    return "\n".join(_lines()) + "\n"
+    return re.sub("\n{3,}", "\n\n", "\n".join(_lines())) + "\n"
 
 
 def update(path: str | os.PathLike[str]) -> None:
