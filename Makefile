@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What docs/results.md compares, each beside its untrained base.
 RESULTS := ml100k bigrec-ml100k recformer-ml100k
+# Several processes share the cores: a thread that waits for another should not spin.
+TESTS := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
@@ -26,10 +28,10 @@ test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(TESTS) -n auto --maxprocesses 4
 
 test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each
-	$(BIN)/pytest -m faults --durations=0
+	$(TESTS) -m faults --durations=0
 
 demo: $(STAMP)  ## the full method on MovieLens-100K, in minutes; each time in a new folder
 	$(BIN)/fellrec train demo --out $(DEMO_OUT)

@@ -49,6 +49,7 @@ def test_cut_equals_whole(toys: Toys, runs: Path, base: str, cut: tuple[int, int
 def test_a_whole_model_sends_no_activations(toys: Toys, runs: Path) -> None:
     overrides = {"model.k_in": 3, "model.k_out": 0, "balance.strategy": "local"}
     done = train(toys.recipe(overrides), runs / "run")
-    # per round a loss, a count and a score, then four test scores, for each of three clients
-    assert done.summary["cost"]["bytes_up"] == 3 * 8 * (2 * 3 + 4)
+    # per round a loss, a count and a score, then four test scores and of how many users they are,
+    # for each of three clients
+    assert done.summary["cost"]["bytes_up"] == 3 * 8 * (2 * 3 + 5)
     assert done.summary["cost"]["bytes_down"] == 0

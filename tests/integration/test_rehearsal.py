@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fellrec.data.client_file import read_client_file
 from fellrec.federation.observer import Observer
 from fellrec.split.ledger import Ledger
+from tests.federation.deployment.recordings import check_recording, histories, texts
 from tests.integration.deployed import (
     collected,
     events,
@@ -25,7 +27,7 @@ from tests.integration.deployed import (
     started,
     wait_for_step,
 )
-from tests.toys import SHOPS, Toys
+from tests.toys import SHOPS, Toys, titles
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_cache")]
 
@@ -42,7 +44,9 @@ sys.addaudithook(_hook)
 
 
 def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
-    """Three clients, two rounds, int8 on the wire; servers are watched: they open no data."""
+    """Three clients, two rounds, int8 on the wire. What the servers see is all declared; they are
+    watched: they open no data.
+    """
     config = toys.recipe({"split.codec": "int8", "train.micro_batches": 2, "train.in_flight": 2})
     recipe, out = tmp_path / "toys.toml", tmp_path / "run"
     recipe.write_text(config.to_toml())
@@ -52,7 +56,10 @@ def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
     (site / "sitecustomize.py").write_text(WATCH)
     environment = {**toys.environment(), "PYTHONPATH": str(site), "WATCH_FOLDER": str(watch)}
     done = subprocess.run(
-        [sys.executable, "-m", "fellrec", "rehearse", str(recipe), "--out", str(out), "--json"],
+        [
+            *(sys.executable, "-m", "fellrec", "rehearse", str(recipe)),
+            *("--out", str(out), "--record", "--json"),
+        ],
         env=environment,
         capture_output=True,
         text=True,
@@ -66,7 +73,13 @@ def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
     left = [p for p in psutil.process_iter(["environ"]) if _is_of(p, watch)]
     assert not left, left
 
-    clients = out.with_name("run.parties") / "clients"
+    parties = out.with_name("run.parties")
+    clients, planted = parties / "clients", texts(titles())
+    for name in SHOPS:
+        planted |= histories(read_client_file(clients / name / "data.fellrec"))
+    ledger = Ledger.read(out / "ledger.csv")
+    assert check_recording(parties / "recording", ledger=ledger, planted=planted)
+
     opened = {path: path.read_text().splitlines() for path in watch.iterdir()}
     kinds = {
         "trunk": " fellrec trunk ",

@@ -131,6 +131,11 @@ def test_a_failure_is_the_clients_own_word(dispatch: Dispatch) -> None:
         assert str(other) == "client x: busy"
 
 
+def rejoin(dispatch: Dispatch, held: list[int]) -> None:
+    roll = dispatch._roll
+    dispatch.rejoined(roll.told["x"].model_copy(update={"held": held}), roll.exchanged)
+
+
 def test_a_client_gets_its_copy_once_it_has_lost_its_own(
     dispatch: Dispatch, tmp_path: Path
 ) -> None:
@@ -140,15 +145,15 @@ def test_a_client_gets_its_copy_once_it_has_lost_its_own(
     state = RunState(1, {"x": Standing(label=1)})
     store.commit(state)
     assert dispatch.train(state, "y") == (dispatch.train(state, "y")[0], {})  # the common start
-    dispatch.rejoined("x", [1])
+    rejoin(dispatch, [1])
     assert dispatch.train(state, "x")[1] == {}
     dispatch.trained(1, "x", (orders.Failure.of(orders.AbsentError("gone")), {}))
     assert equal(dict(dispatch.train(state, "x")[1]), OWN)
     assert dispatch.train(state, "x")[1] == {}  # it has it now
-    dispatch.rejoined("x", [])
+    rejoin(dispatch, [])
     assert equal(dict(dispatch.train(state, "x")[1]), OWN)
     with pytest.raises(RunError, match="lacks the best_adapter of client x; it is damaged"):
-        dispatch.rejoined("x", [])
+        rejoin(dispatch, [])
         dispatch.test(state, "x")
 
 

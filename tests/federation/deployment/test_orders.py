@@ -13,6 +13,12 @@ from fellrec.federation.deployment import orders
 from fellrec.split.service.messages import read_message, write_message
 
 REPORT: dict[str, Any] = {"loss": 1.5, "examples": 3, "scored": True, "before": 0.25}
+SIZES = {
+    "client_parameters": 7,
+    "client_bytes": 28,
+    "client_blocks": 2,
+    "client_block_parameters": 5,
+}
 TOLD: dict[str, Any] = {
     "client": "a",
     "version": "1",
@@ -27,7 +33,7 @@ TOLD: dict[str, Any] = {
     "catalogue": "c",
     "manifest": "m",
     "settings": "s",
-    "sizes": {"client_parameters": 7},
+    "sizes": SIZES,
     "held": [1, 2],
 }
 
@@ -57,7 +63,7 @@ def test_numbers_that_are_none_survive_the_way() -> None:
         (orders.Introduction, {**TOLD, "client": ""}, "client"),
         (orders.Introduction, {**TOLD, "client": "a" * 65}, "client"),
         (orders.Introduction, {**TOLD, "sizes": {"users": 7}}, "sizes"),
-        (orders.Introduction, {**TOLD, "sizes": {"client_x": -7}}, "sizes"),
+        (orders.Introduction, {**TOLD, "sizes": {**SIZES, "client_bytes": -7}}, "sizes"),
         (orders.Introduction, {**TOLD, "held": [-1]}, "held"),
         (orders.Introduction, {**TOLD, "held": list(range(65))}, "held"),
         (orders.TestScores, {"scored": 1, "metrics": {"m" * 65: 1.0}}, "metrics"),

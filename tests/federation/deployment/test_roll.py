@@ -35,7 +35,12 @@ def told(client: str, users: int = 5, **changes: Any) -> Introduction:
         "catalogue": "c",
         "manifest": "m",
         "settings": agreed(CONFIG),
-        "sizes": {},
+        "sizes": {
+            "client_parameters": 7,
+            "client_bytes": 28,
+            "client_blocks": 2,
+            "client_block_parameters": 5,
+        },
         "held": [],
     }
     return Introduction(**{**values, **changes})
@@ -57,7 +62,7 @@ def test_the_largest_is_first_and_of_equal_ones_the_name_decides() -> None:
 
 def test_samples_are_spread_as_in_a_simulation() -> None:
     config = RunConfig.from_text("", "test", {"name": "test"}, {"evaluation.valid_users": 4})
-    clients = came(told("a", 9), told("b", 3), told("c", 0))
+    clients = came(told("a", 9), told("b", 3), told("c", 1, valid_users=0))
     roll = call_roll(config, clients)
     assert [roll.quotas[name].valid_users for name in "abc"] == [3, 1, 0]
     with pytest.raises(ConfigError, match=r"evaluation.valid_users = 4, but there are 5 clients"):

@@ -31,7 +31,7 @@ RUN = "run-1"
 
 @pytest.fixture(autouse=True)
 def ask_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the coordinator ask a lost trunk once: how long it goes on asking changes nothing here."""
+    """Let the coordinator ask a lost trunk once: asking for longer changes nothing here."""
     monkeypatch.setattr(control, "_FIRST_PAUSE", 1e9)
 
 

@@ -21,6 +21,7 @@ from fellrec.federation.client import TrainReport
 from fellrec.federation.deployment.orders import (
     Failure,
     Hello,
+    Introduction,
     Placed,
     Receive,
     Report,
@@ -115,7 +116,7 @@ class Dispatch:
         if isinstance(report, Failure):
             return self._failed(name, report)
         try:
-            if not isinstance(report, Report) or not math.isfinite(report.loss):
+            if not isinstance(report, Report) or not _possible(report):
                 raise TrainingError(f"client {name}: its answer to the round is no report")
             own = {n: each for n, each in self.begun.exchanged.items() if n in self.begun.moving}
             check_adapter(f"client {name}", tensors, own)
@@ -180,9 +181,13 @@ class Dispatch:
             return TrainingError(f"client {name}: its test scores can't be")
         return scores
 
-    def rejoined(self, name: str, held: list[int]) -> None:
-        """Take note of what a client says that it still holds."""
-        self._held[name] = set(held)
+    def rejoined(self, told: Introduction, start: Tensors) -> None:
+        """Take note of what a client that came anew still holds.
+
+        Raises ConfigError for one that is not on the roll, or no longer agrees with it.
+        """
+        self._roll.check(told, start)
+        self._held[told.client] = set(told.held)
 
     def _place(
         self,
@@ -235,6 +240,12 @@ class Dispatch:
         if failure.kind == "missing":
             self._held[name].clear()
         return failure.error(name)
+
+
+def _possible(report: Report) -> bool:
+    """Whether a report can be true."""
+    scored = not report.scored or math.isnan(report.before) or _share(report.before)
+    return math.isfinite(report.loss) and scored
 
 
 def _share(score: float) -> bool:

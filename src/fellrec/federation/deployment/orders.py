@@ -9,17 +9,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from fellrec.errors import FellrecError, RunError, TrainingError, WireError
+from fellrec.errors import DataError, FellrecError, RunError, TrainingError, WireError
 from fellrec.split.service.messages import ClientName, Round, RunId, Text
 from fellrec.split.service.messages import Message as Strict
+
+
+def _whole(sizes: dict[str, int]) -> dict[str, int]:
+    """Refuse sizes of other names than a client counts."""
+    wanted = {"client_parameters", "client_bytes", "client_blocks", "client_block_parameters"}
+    if sizes.keys() != wanted:
+        raise ValueError(f"expected {', '.join(sorted(wanted))}")
+    return sizes
+
 
 Number = Annotated[int, Field(ge=0, le=2**53)]
 Recipe = Annotated[str, Field(max_length=1 << 16)]
 Token = Annotated[str, Field(max_length=1024)]
 Address = Annotated[str, Field(max_length=256)]
-SizeName = Annotated[str, Field(pattern=r"^client_[a-z_]{1,40}$")]
+Sizes = Annotated[dict[str, Number], AfterValidator(_whole)]
 Metrics = dict[Annotated[str, Field(max_length=64)], float]
 
 
@@ -62,7 +71,7 @@ class Introduction(Message):
     version: Annotated[str, Field(max_length=64)]
     dataset: Text
     split: Text
-    users: Number
+    users: Annotated[Number, Field(ge=1)]
     dropped: Number
     items: Number
     examples: Number
@@ -71,7 +80,7 @@ class Introduction(Message):
     catalogue: Text
     manifest: Text
     settings: Text
-    sizes: dict[SizeName, Number]
+    sizes: Sizes
     held: Annotated[list[Round], Field(max_length=64)]
 
 
@@ -100,8 +109,8 @@ class Train(Placed):
 class Report(Message):
     """Answer to `Train`; its tensors are those that are mixed.
 
-    loss: mean over the round's targets. examples: targets in one epoch. before: validation score
-    without mixing, None where it was not asked for or there is none.
+    loss: mean over the round's targets. examples: targets in one epoch. scored: whether `before`,
+    the validation score without mixing, was asked for; it is NaN without targets.
     """
 
     loss: float
@@ -153,15 +162,18 @@ class Failure(Message):
 
     @classmethod
     def of(cls, error: FellrecError) -> Failure:
-        """Say what went wrong."""
+        """Say what went wrong; of the client's own data, no more than that it is they."""
         kind: Kind = "wire" if isinstance(error, WireError) else "other"
         if isinstance(error, AbsentError):
             kind = "missing"
-        return cls(kind=kind, reason=" ".join(str(error).split())[:4096])
+        line = "its data file can't be used; its own log says why"
+        reason = line if isinstance(error, DataError) else " ".join(str(error).split())[:4096]
+        return cls(kind=kind, reason=reason)
 
     def error(self, client: str) -> FellrecError:
-        """Return what the coordinator makes of it."""
+        """Return what the coordinator makes of it; in its line nothing that moves a cursor."""
+        reason = "".join(each if each.isprintable() else " " for each in self.reason)
         if self.kind == "wire":
-            return WireError(self.reason)
-        named = self.reason if client in self.reason else f"client {client}: {self.reason}"
+            return WireError(reason)
+        named = reason if client in reason else f"client {client}: {reason}"
         return AbsentError(named) if self.kind == "missing" else TrainingError(named)

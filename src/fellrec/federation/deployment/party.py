@@ -1,8 +1,8 @@
 """A client on its own machine: it takes the coordinator's orders, one at a time.
 
 Its histories, its private tensors and its optimiser's moments stay in its folder. Of the base it
-loads head and tail, after their tensors are checked against the base's manifest; the trunk is
-reached over the wire.
+loads head and tail, whose tensors it checks against the base's manifest when a run begins; the
+trunk is reached over the wire.
 """
 
 from __future__ import annotations

@@ -44,6 +44,14 @@ class Roll:
         """Digest of the base's weights, which all clients have."""
         return self.told[self.names[0]].manifest
 
+    def check(self, told: Introduction, start: Tensors) -> None:
+        """Raise ConfigError for a client that comes back and is not the one that it was."""
+        if told.client not in self.told:
+            raise ConfigError("it was not there when the run began; take it along in a new run")
+        first = self.told[self.names[0]]
+        _compare(first, told)
+        _compare_starts(first.client, self.exchanged, told.client, start)
+
     def rows(self) -> list[dict[str, str | int | float]]:
         """Return a row for each client: client, users, interactions (training targets), share."""
         users = sum(told.users for told in self.told.values())

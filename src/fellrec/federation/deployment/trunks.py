@@ -9,7 +9,8 @@ moments are lost with the server and start anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -98,21 +99,23 @@ class Trunks:
         Raises WireError when the trunk can't.
         """
         address = self._assign(client)
-        control = self._controls[address]
         comes = bool(label) and self._settled.get(client) != address
-        if comes or not control.prepare(client, round, label, mode, best=best):
-            control.prepare(client, round, label, mode, best=best, adapter=copy())
+        with self._asking(client) as control:
+            if comes or not control.prepare(client, round, label, mode, best=best):
+                control.prepare(client, round, label, mode, best=best, adapter=copy())
         self._settled[client] = address
         return address, control.token(client, round, mode, self._seconds)
 
     def collect(self, client: str, round: int) -> tuple[Trained, dict[str, Tensor]]:
         """Return what a client's session trained in a round."""
-        return self._at(client).collect(client, round)
+        with self._asking(client) as control:
+            return control.collect(client, round)
 
     def install(self, client: str, label: int, mixed: Mixed) -> None:
         """Give a client's trunk the mixed adapter."""
         reset = [name for name in mixed.reset if name in mixed.trunk]
-        self._at(client).install(client, label, mixed.trunk, reset)
+        with self._asking(client) as control:
+            control.install(client, label, mixed.trunk, reset)
 
     def commit(self, labels: Mapping[str, Kept]) -> None:
         """Make installed adapters the clients' own.
@@ -120,7 +123,7 @@ class Trunks:
         A trunk that is lost just now is passed over: it gets the coordinator's copies when it is
         back.
         """
-        for address in self._there:
+        for address in sorted(self._there):
             own = {name: kept for name, kept in labels.items() if self._of.get(name) == address}
             try:
                 if own:
@@ -133,7 +136,10 @@ class Trunks:
         for client in clients:
             if client in self._of:
                 try:
-                    self._at(client).drop(client)
+                    with self._asking(client) as control:
+                        control.drop(client)
+                except UnreachableError:
+                    continue
                 except WireError as error:
                     self._note(str(error))
 
@@ -156,5 +162,19 @@ class Trunks:
             self._of[client] = min(there, key=lambda address: load[address])
         return self._of[client]
 
-    def _at(self, client: str) -> TrunkControl:
-        return self._controls[self._of[client]]
+    @contextmanager
+    def _asking(self, client: str) -> Iterator[TrunkControl]:
+        """Lend the way to a client's trunk.
+
+        One that can't be reached is not asked again before the next round: with many clients, each
+        would wait for it. Raises UnreachableError then.
+        """
+        address = self._of[client]
+        if address not in self._there:
+            raise UnreachableError(f"the trunk at {address} is lost")
+        try:
+            yield self._controls[address]
+        except UnreachableError as error:
+            self._there.discard(address)
+            self._note(f"{error}; its clients go elsewhere at the next round")
+            raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from flwr.app import Context
 from flwr.app import Message as FlowerMessage
 from flwr.clientapp import ClientApp
@@ -51,4 +53,8 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     except FellrecError as error:
         print(f"error: {error}", flush=True)
         told, own = Failure.of(error), {}
+    except Exception as error:  # Flower would send the traceback on, with whatever it shows
+        traceback.print_exc()
+        reason = f"{type(error).__name__}, which is a bug; the client's log has the traceback"
+        told, own = Failure(kind="other", reason=reason), {}
     return FlowerMessage(pack(told, own), reply_to=message)

@@ -67,6 +67,11 @@ class Roster:
         node = self._node_of.get(client)
         return node if node in self._there else None
 
+    def leave_out(self, client: str, why: str) -> None:
+        """Forget a client's node: it can't take part as it is now."""
+        self._node_of.pop(client, None)
+        self._note(f"client {client} is left out: {why}")
+
     def client(self, node: int) -> str | None:
         """Return whose node this is."""
         return next((name for name, own in self._node_of.items() if own == node), None)

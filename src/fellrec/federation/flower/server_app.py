@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -80,11 +80,12 @@ def conduct(grid: Grid, settings: ServerSettings, events: Events) -> None:
         state = store.resume()
         run, known = _recall(path)
         terms = Terms.of(run, config)
-        roster = Roster(terms, settings.answer_seconds, events.note)
+        seconds = min(settings.answer_seconds, settings.wait_seconds)
+        roster = Roster(terms, seconds, events.note)
         events.note("waiting for clients")
         names = settings.clients or tuple(known)
         came = roster.gather(grid, names, config.clients.count, settings.wait_seconds)
-        roll = _roll(config, came, known, names)
+        roll = _roll(config, came, known, names, events.note)
         write_json(
             path / _FILE, {"run": run, "clients": [roll.told[n].model_dump() for n in roll.names]}
         )
@@ -129,17 +130,26 @@ def _roll(
     came: Sequence[Introduced],
     known: Mapping[str, Introduction],
     names: Sequence[str],
+    note: Callable[[str], None],
 ) -> Roll:
-    """Call the roll: those who came now, and those of before who have not come again yet."""
-    here = {told.client for told, _ in came}
-    new = here - known.keys() if known else set()
-    if new:
+    """Call the roll: those who came now, and those of before who have not come again yet.
+
+    Who was not there when the run began is left out: the others' samples were drawn without.
+    """
+    late = {told.client for told, _ in came} - known.keys() if known else set()
+    for name in sorted(late):
+        note(f"client {name} was not there when the run began; take it along in a new run")
+    here = [each for each in came if each[0].client not in late]
+    common = next((tensors for _, tensors in here), {})
+    present = {told.client for told, _ in here}
+    absent = [(told, common) for name, told in known.items() if name not in present]
+    roll = call_roll(config, [*here, *absent], names)
+    if config.clients.per_round > len(roll.names):
         raise ConfigError(
-            f"client {min(new)!r} was not there when the run began; take it along in a new run"
+            f"clients.per_round = {config.clients.per_round}, but there are {len(roll.names)} "
+            "clients"
         )
-    common = next((tensors for _, tensors in came), {})
-    absent = [(told, common) for name, told in known.items() if name not in here]
-    return call_roll(config, [*came, *absent], names)
+    return roll
 
 
 def _trunks(

@@ -16,7 +16,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fellrec.errors import FellrecError, WireError
+from fellrec.errors import ConfigError, FellrecError, WireError
 from fellrec.federation.coordinator import Coordinator
 from fellrec.federation.decisions import judge
 from fellrec.federation.deployment.dispatch import Dispatch, Parcel
@@ -161,8 +161,11 @@ class FellrecStrategy(Strategy):
         return {name: self._read(name, answers, dispatch.tested) for name in names}
 
     def _see_who_is_there(self, grid: Grid) -> None:
-        for introduction, _ in self._roster.refresh(grid):
-            self._dispatch.rejoined(introduction.client, introduction.held)
+        for introduction, start in self._roster.refresh(grid):
+            try:
+                self._dispatch.rejoined(introduction, start)
+            except ConfigError as error:
+                self._roster.leave_out(introduction.client, str(error))
 
     def _scores(
         self, answers: dict[str, Answer | FellrecError]

@@ -122,8 +122,9 @@ class AdapterStore:
             if held is not None and _equal(held, adapter):
                 return
             path = self._file(client, label, "best_adapter" if best else "adapter")
-            if not best:
-                self._file(client, label, "optimiser").unlink(missing_ok=True)
+            if not best:  # what belonged to another adapter of this label
+                for other in ("optimiser", "best_adapter"):
+                    self._file(client, label, other).unlink(missing_ok=True)
             write_tensors(path, adapter)
             self._sync(client, label)
 

@@ -162,8 +162,8 @@ ERROR = Told(
     "Flower's own answer for a node that is gone or whose app failed",
     (
         Key("code", whole(), "of Flower's"),
-        Key("reason", Text("text", 1 << 16, r"(?s:.*)"), "what Flower says; for an app that failed "
-            "with an error that is none of fellrec's, that error's text"),
+        Key("reason", Text("text", 1 << 16, r"(?s:.*)"), "what Flower says; for an app that could "
+            "not be started, that error's text"),
     ),
 )  # fmt: skip
 """Not a message of ours: the code is on the envelope, the reason is all that it holds."""
