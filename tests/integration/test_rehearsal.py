@@ -102,10 +102,17 @@ def test_a_coordinator_that_is_killed_goes_on_from_the_last_complete_round(
     toys: Toys, tmp_path: Path
 ) -> None:
     """A new run resumes the directory; no round is lost, none is counted twice."""
-    config = toys.recipe({"train.local_epochs": 100, "evaluation.before_mixing": False})
+    config = toys.recipe(
+        {
+            "clients.partition": "random",
+            "clients.count": 2,
+            "train.local_epochs": 100,
+            "evaluation.before_mixing": False,
+        }
+    )
     with started(config, tmp_path) as rehearsal:
         rehearsal.run(resume=False)
-        wait_for_step(rehearsal, SHOPS[0], 1)
+        wait_for_step(rehearsal, "c0", 1)
         kill(server_app(rehearsal))
         assert "process ended" in failure(rehearsal)
         done = metrics(rehearsal.grounds.coordinator)
