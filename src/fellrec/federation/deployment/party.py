@@ -81,7 +81,7 @@ class Party:
                 "install the same"
             )
         folder = self.place.run(order.run)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it tells who its users are
         config = RunConfig.from_text(
             order.recipe, "the coordinator's recipe", overrides=self.place.overrides
         )
