@@ -166,8 +166,10 @@ class Round:
 
     def _leave_out(self, name: str, error: FellrecError) -> None:
         reason = str(error)
-        if isinstance(error, WireError):  # the wire refuses what is not finite, and knows no more
-            reason = f"client {name}: {error}; if it diverged, lower train.learning_rate"
+        if isinstance(error, WireError):
+            reason = f"client {name}: {error}"
+            if "NaN" in reason and "diverged" not in reason:  # the wire knows no more than that
+                reason += "; it diverged, lower train.learning_rate"
         self._failed[name] = reason
         self._observer.note(f"{reason}; the client keeps the model it had")
 
