@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What docs/results.md compares, each beside its untrained base.
 RESULTS := ml100k bigrec-ml100k recformer-ml100k
-# Several processes share the cores: a thread that waits for another should not spin.
+# Several processes share the cores: a thread that waits for another should not spin. Three suit two
+# cores, since tests of real processes wait a lot; whoever is done takes over what others still have.
 TESTS := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -28,7 +29,7 @@ test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(TESTS) -n auto --maxprocesses 4
+	$(TESTS) -n 3 --dist worksteal
 
 test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each
 	$(TESTS) -m faults --durations=0
