@@ -13,6 +13,7 @@ from fellrec.cli.run_commands import report
 from fellrec.cli.shared import (
     AsJson,
     Recipe,
+    RunFolder,
     Settings,
     print_json,
     quiet,
@@ -26,10 +27,7 @@ DEPLOY = ("cryptography", "flwr", "grpc", "grpc_health", "prometheus_client", "p
 def rehearse(
     recipe: Recipe,
     settings: Settings = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Run folder to make. Default: runs/NAME."),
-    ] = None,
+    out: RunFolder = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted rehearsal of that folder.")
     ] = False,

@@ -15,6 +15,7 @@ from fellrec.cli.shared import (
     AsJson,
     ClientName,
     Recipe,
+    RunFolder,
     RunPath,
     Settings,
     print_json,
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
 def train(
     recipe: Recipe,
     settings: Settings = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Run folder to make. Default: runs/NAME."),
-    ] = None,
+    out: RunFolder = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run in that folder.")
     ] = False,

@@ -27,6 +27,10 @@ Recipe = Annotated[
         metavar="RECIPE", help="A shipped recipe (see `fellrec recipes`) or a TOML file."
     ),
 ]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run folder to make. Default: runs/NAME."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
