@@ -162,6 +162,8 @@ class LoraConfig(Section):
     """What carries adapters: "query-value", "attention", "mlp", or names of modules."""
     freeze_a: bool = False
     """Train and exchange B alone: half the bytes, and averages of products become exact."""
+    alternate: bool = False
+    """Train B in even rounds and A in odd ones: averages of products become exact (RoLoRA)."""
 
 
 class SplitConfig(Section):
@@ -205,25 +207,42 @@ class TrainConfig(Section):
     """CPU threads; 0 leaves it to torch."""
 
 
+PROXIMAL = ("fedprox", "ditto", "fedamp")
+"""Strategies whose training is pulled towards a model."""
+
+
 class BalanceConfig(Section):
     """How clients learn from each other (METHOD, section 1: M1 to M4)."""
 
-    strategy: Literal["fellrec", "fedavg", "local"] = "fellrec"
-    """Personalised mixing, one average for all, or no exchange."""
+    strategy: Literal["fellrec", "fedavg", "fedprox", "ditto", "fedamp", "local"] = "fellrec"
+    """Personalised mixing, one average for all (as it is, with a pull towards it in training, or
+    with a personal model beside it), attentive message passing, or no exchange."""
     weighting: Literal["uniform", "examples"] = "uniform"
-    """Whether clients with more examples weigh more."""
+    """Whether clients with more examples weigh more, where there is one average for all."""
     alpha: NotNegative = 0.7
     """M2: how fast clients open to others; 0 never."""
     beta: Positive = 1.0
     """M2: how many rounds the heating is stretched over."""
-    heating: Literal["paper", "reference"] = "paper"
-    """M2: the exponent t / beta, or the reference code's t + 1 / beta."""
+    heating: Literal["paper", "reference", "none"] = "paper"
+    """M2: the exponent t / beta, the reference code's t + 1 / beta, or no heating: attention alone
+    decides."""
     tau: NotNegative = 0.0
     """M2: temperature of the softmax over losses; 0 takes the default of the kind of heating."""
-    space: Literal["factors", "update", "change"] = "factors"
-    """M1: what clients are compared by."""
+    space: Literal["factors", "update", "change", "none"] = "factors"
+    """M1: what clients are compared by; "none": all are alike, heating alone decides."""
+    temperature: NotNegative = 0.0
+    """M1: sharpens attention, the more the lower, beside what is most alike; 0 leaves it as
+    published. For "fedamp" 0 stands for 0.1."""
     merge: Literal["factors", "product"] = "factors"
     """M4: what is averaged, the factors A and B or their product."""
+    dense: Literal["mixture", "average"] = "mixture"
+    """Whether other tensors than the adapters, such as items' vectors, are mixed as these are, or
+    averaged over all clients."""
+    proximal: NotNegative = 0.01
+    """Strength of the pull towards the common model ("fedprox", "ditto") or the own mixture
+    ("fedamp") in training."""
+    self_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """What a client keeps of itself with "fedamp"."""
 
 
 class EvaluationConfig(Section):
@@ -296,6 +315,12 @@ class RunConfig(Section):
             raise ValueError(
                 'balance.merge: "product" trains new A factors, which lora.freeze_a forbids; '
                 'use "factors"'
+            )
+        if self.lora.alternate and (self.lora.freeze_a or self.balance.merge == "product"):
+            other = "lora.freeze_a" if self.lora.freeze_a else 'balance.merge = "product"'
+            raise ValueError(
+                f"lora.alternate: trains A and B in turn, which does not go with {other}; leave "
+                "one of them out"
             )
         if int(evaluation.metric.partition("@")[2]) not in evaluation.ks:
             raise ValueError(

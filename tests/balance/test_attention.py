@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -135,6 +138,49 @@ def test_blocks_larger_than_the_working_memory(monkeypatch: pytest.MonkeyPatch) 
     pieces.add(a)
     pieces.add_product(a, b)
     torch.testing.assert_close(pieces.cosine(), whole.cosine())
+
+
+@pytest.mark.parametrize("clients", [1, 2, 127, 128, 129, 300])
+def test_any_number_of_clients(clients: int) -> None:
+    draw = torch.Generator().manual_seed(clients)
+    values = torch.randn(clients, 50, generator=draw)
+    gram = Gram(clients)
+    for part in values.split([20, 30], dim=1):
+        gram.add(part)
+    wide = values.numpy().astype(np.float64)
+    norms = np.sqrt(np.square(wide).sum(axis=1))
+    expected = torch.from_numpy(wide @ wide.T / np.outer(norms, norms))
+    found = gram.cosine()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found, found.T, rtol=0, atol=1e-15)
+    assert (found.diagonal() == 1).all()
+
+
+def test_clients_that_differ_by_a_billionth_are_told_apart() -> None:
+    # Steps of 4.5e-5 across unit values: 1 - cos = 4.5e-5² / 2 = 1.0e-9, which float32 cannot hold.
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(1, 20_000, generator=draw).repeat(140, 1)
+    values += 4.5e-5 * torch.randn(140, 20_000, generator=draw) * (torch.arange(140) > 0)[:, None]
+    gram = Gram(140)
+    gram.add(values)
+    found = gram.cosine()
+    for one, other in [(0, 1), (0, 139), (3, 100), (130, 135)]:
+        x, y = (values[c].double().tolist() for c in (one, other))
+        # Products of float32 values are exact in float64, and fsum rounds once; the sums that are
+        # tried may be off by 20,000 · 1.1e-16.
+        xx, yy, xy = (math.fsum(map(operator.mul, a, b)) for a, b in ((x, x), (y, y), (x, y)))
+        expected = 1 - xy / math.sqrt(xx) / math.sqrt(yy)
+        assert 0.9e-9 < expected < 2.2e-9
+        assert 1 - found[one, other].item() == pytest.approx(expected, abs=2e-12)
+
+
+@pytest.mark.parametrize("client", [0, 127, 128, 299])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_found_among_many(client: int, value: float) -> None:
+    values = torch.ones(300, 3)
+    values[client, 2] = value
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        Gram(300).add(values)
 
 
 def test_spread() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks import mixing as benchmark
 from fellrec.balance import FedAvg, FellRec, Local, Mixture, attention, make_strategy, mix, spread
 from fellrec.balance.mixing import merge_products, mixture
 from fellrec.errors import RunError
@@ -102,6 +103,33 @@ def test_mix(
         assert torch.equal(value, values[0][name])
 
 
+@pytest.mark.parametrize("block", [4 * 150 * 9, 1 << 20])
+def test_many_clients(runs: Path, small_blocks: Callable[[int], None], block: int) -> None:
+    small_blocks(block)
+    clients = 150
+    values = updates(clients, 2)
+    rows, mixed = stored(runs / "now", values), stored(runs / "mixed", updates(clients, 3))
+    pull = similarity(rows, "factors")
+    torch.testing.assert_close(pull, attention(values), rtol=1e-12, atol=1e-12)
+    warmth = torch.linspace(0, 1, clients, dtype=torch.float64)
+    mixture_ = Mixture(mixture(pull, warmth), warmth, pull, spread(pull))
+    mix_rows(rows, mixed, mixture_, FellRec())
+    wanted = mix(values, pull, warmth)
+    for client in range(clients):
+        for name, value in mixed.read_row(client).items():
+            torch.testing.assert_close(value, wanted[client][name], rtol=1.2e-7, atol=1e-12)
+    for name, value in mixed.read_row(0).items():
+        assert torch.equal(value, values[0][name])
+
+
+def test_the_benchmark_agrees_with_the_bare_products(tmp_path: Path) -> None:
+    # It stops when the two mixtures differ.
+    report = benchmark.run(clients=70, columns=13_000, repeats=2, folder=tmp_path)
+    assert report.count("coordinator") == report.count("bare") == 2
+    assert "(target 2.0)" in report
+    assert "(target 512)" in report
+
+
 def test_strategies_from_the_recipe() -> None:
     assert make_strategy("local") == Local()
     assert make_strategy("fedavg", weighting="examples") == FedAvg("examples")
@@ -158,6 +186,8 @@ def test_rows_refuse_what_does_not_fit(runs: Path) -> None:
     (runs / "rows").write_bytes(b"")
     with pytest.raises(RunError, match="shorter"):
         rows.read_row(0)
+    with pytest.raises(RunError, match="shorter"):
+        rows.read("projection")
 
 
 def test_rows_of_clients_that_failed_are_forgotten(runs: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fellrec.errors import RunError, TrainingError
 from fellrec.federation import origin
 from fellrec.federation.observer import Observer, RoundRecord
-from fellrec.federation.origin import code_digest, sessions
+from fellrec.federation.origin import code_digest, digest_of, sessions
 from fellrec.federation.runs import train
 from tests.toys import Toys
 
@@ -22,16 +22,16 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a copy of the package's source that digests are made of."""
     copy = Path(shutil.copytree(origin._SOURCE, tmp_path / "fellrec"))
     monkeypatch.setattr(origin, "_SOURCE", copy)
-    code_digest.cache_clear()
+    digest_of.cache_clear()
     yield copy
-    code_digest.cache_clear()
+    digest_of.cache_clear()
 
 
 def digests_after(file: Path, old: str, new: str) -> dict[str, str]:
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
-    code_digest.cache_clear()
+    digest_of.cache_clear()
     return {name: code_digest(name) for name in origin._OWN}
 
 

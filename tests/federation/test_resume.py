@@ -39,6 +39,13 @@ CASES: dict[str, dict[str, object]] = {
     "patience": {**SMALL, "train.rounds": 4, "train.patience": 1, "train.learning_rate": 0.2},
     "change": {**SMALL, "balance.space": "change", "train.micro_batches": 2, "train.windows": 2},
     "no trunk": {**SMALL, "model.k_in": 2, "split.codec": "bf16"},
+    "two models": {
+        **SMALL,
+        "train.rounds": 3,
+        "balance.strategy": "ditto",
+        "model.item_residual": "local",
+        "lora.alternate": True,
+    },
 }
 KILLS: dict[str, dict[str, Any]] = {
     "sites": {"points": "sites", "moments": [0.2]},

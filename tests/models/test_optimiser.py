@@ -157,3 +157,47 @@ def test_a_side_with_nothing_to_train() -> None:
     optimiser.step(math.pi)
     optimiser.load({})
     assert optimiser.state() == {}
+
+
+def test_the_pull_golden() -> None:
+    # μ (θ - anchor): 0.5 · (3 - 1) = 1 and 0.5 · (-1 - 0) = -0.5, on top of a gradient of 0.25.
+    own = {"a": nn.Parameter(torch.tensor([3.0, -1.0])), "b": nn.Parameter(torch.tensor([7.0]))}
+    anchors = {"a": torch.tensor([1.0, 0.0])}
+    optimiser = Optimiser(own, OptimiserSettings(proximal=0.5), anchors)
+    for parameter in own.values():
+        parameter.grad = torch.full_like(parameter, 0.25)
+    optimiser.pull()
+    assert own["a"].grad is not None and own["b"].grad is not None
+    assert own["a"].grad.tolist() == [1.25, -0.25]
+    assert own["b"].grad.tolist() == [0.25]  # without an anchor
+
+
+def test_anchors_are_copies() -> None:
+    """The parameters themselves may be given: where they begin is what pulls."""
+    own = {"a": nn.Parameter(torch.tensor([2.0]))}
+    optimiser = Optimiser(own, OptimiserSettings(0.1, 0.0, proximal=1.0), own)
+    own["a"].grad = torch.zeros(1)
+    optimiser.pull()
+    assert own["a"].grad.tolist() == [0.0]
+    with torch.no_grad():
+        own["a"].add_(3)
+    optimiser.pull()
+    assert own["a"].grad.tolist() == [3.0]
+
+
+def test_moments_of_resting_parameters_are_kept() -> None:
+    own = {"a": nn.Parameter(torch.ones(2)), "b": nn.Parameter(torch.ones(3))}
+    first = Optimiser(own, SETTINGS)
+    for parameter in own.values():
+        parameter.grad = torch.ones_like(parameter)
+    first.step(first.squared_norm())
+    state = first.state()
+    own["a"].requires_grad_(False)
+    second = Optimiser(own, SETTINGS)
+    second.load(state)
+    own["b"].grad = torch.ones(3)
+    second.step(second.squared_norm())
+    after = second.state()
+    assert after.keys() == state.keys()
+    for key, value in after.items():
+        assert torch.equal(value, state[key]) == key.endswith("/a")

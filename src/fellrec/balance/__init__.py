@@ -3,7 +3,7 @@
     attention.py   M1: how alike two clients' LoRA factors are
     heating.py     M2: how much of the others a client takes in this round
     mixing.py      M3 and M4: the personalised average, of factors or of products
-    strategies.py  FELLRec, FedAvg and local-only as choices of the above
+    strategies.py  FELLRec and its neighbours, from local-only to FedAvg, as choices of the above
 
 Pure functions of tensors. Clients are rows, in one order, everywhere; an update is a mapping from
 tensor name to float32 tensor.
@@ -18,12 +18,16 @@ from fellrec.balance.attention import (
     attention,
     is_lora,
     lora_pairs,
+    sharpen,
     spread,
 )
 from fellrec.balance.heating import HeatingKind, heating
-from fellrec.balance.mixing import combine, merge_products, mix, mixture
+from fellrec.balance.mixing import Mixer, combine, merge_products, mix, mixture
 from fellrec.balance.strategies import (
+    Ditto,
+    FedAmp,
     FedAvg,
+    FedProx,
     FellRec,
     Local,
     Merge,
@@ -34,12 +38,16 @@ from fellrec.balance.strategies import (
 )
 
 __all__ = [
+    "Ditto",
+    "FedAmp",
     "FedAvg",
+    "FedProx",
     "FellRec",
     "Gram",
     "HeatingKind",
     "Local",
     "Merge",
+    "Mixer",
     "Mixture",
     "RoundReport",
     "Space",
@@ -54,5 +62,6 @@ __all__ = [
     "merge_products",
     "mix",
     "mixture",
+    "sharpen",
     "spread",
 ]

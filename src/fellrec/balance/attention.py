@@ -10,6 +10,7 @@ which drives every cosine to 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -27,12 +28,19 @@ ACTIVE_SPREAD = 0.02
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _WORKING_ELEMENTS = 1 << 22  # float64 elements converted at a time: 32 MiB
+_STRIP = 128  # clients multiplied at a time with those from them on: nearly half of all pairs saved
 
 
 class Gram:
     """Inner products between `clients` updates, added up tensor by tensor in float64.
 
     Inputs may be of any floating dtype and on any device; the sums are on the CPU.
+
+    Products of float32 values are exact in float64, and adding up n of them errs by at most
+    n · 1.1e-16 of the two norms' product; in blocks, n is a block's columns and the number of
+    blocks. For 1,000 clients (blocks of 4,194) and a million values that is 5e-13: a cosine of
+    1 - 1e-9 is told from 1. In float32, where one rounding is 6e-8, it is not. As ⟨x, y⟩ = ⟨y, x⟩,
+    half the products do, which makes float64 cost about what a whole float32 product does.
     """
 
     def __init__(self, clients: int) -> None:
@@ -52,7 +60,11 @@ class Gram:
         step = max(1, _WORKING_ELEMENTS // self.clients)
         for first in range(0, flat.shape[1], step):
             wide = flat[:, first : first + step].double()
-            self._count(slice(None), wide @ wide.T)
+            for top in range(0, self.clients, _STRIP):
+                few = slice(top, top + _STRIP)
+                products = _finite(wide[few] @ wide[top:].T)
+                self._sums[few, top:] += products
+                self._sums[top + _STRIP :, few] += products[:, _STRIP:].T
 
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Count the products `B_c A_c` without building them: a (N, r, in), b (N, out, r).
@@ -76,7 +88,7 @@ class Gram:
             few = slice(first * rank, (first + step) * rank)
             products = (rows_b[few] @ rows_b.T) * (rows_a[few] @ rows_a.T)
             blocks = products.reshape(-1, rank, self.clients, rank)
-            self._count(slice(first, first + step), blocks.sum((1, 3)))
+            self._sums[first : first + step] += _finite(blocks.sum((1, 3)))
 
     def cosine(self) -> Tensor:
         """Cosines of what was counted: (N, N) float64, symmetric, 1 on the diagonal.
@@ -100,14 +112,6 @@ class Gram:
                 f"a tensor of shape {tuple(block.shape)} does not hold one row for each of "
                 f"{self.clients} clients: stack the clients' values on the first axis"
             )
-
-    def _count(self, rows: slice, products: Tensor) -> None:
-        # float32 values cannot overflow a float64 product: not finite here means not finite before.
-        if not torch.isfinite(products).all():
-            raise ModelError(
-                "an update holds NaN or infinity: leave the client that diverged out of the round"
-            )
-        self._sums[rows] += products.cpu()
 
 
 def attention(
@@ -148,6 +152,23 @@ def attention(
             block = block - stack(start, name)
         gram.add(block)
     return gram.attention()
+
+
+def sharpen(attention: Tensor, temperature: float) -> Tensor:
+    """Let attention (N, N) fall off beside what is most alike: (N, N) float64 in [0, 1] (ours).
+
+    `exp((cos_cj - max_{k≠c} cos_ck) / temperature)`, 1 on the diagonal: a client's nearest other
+    keeps 1, and where M1's values crowd near each other they are told apart. The higher the
+    temperature, the closer to all at 1. Not symmetric.
+
+    Raises `ConfigError` when the temperature is not above 0.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"temperature is {temperature}: give a finite number above 0")
+    cosines = 2 * torch.as_tensor(attention, dtype=torch.float64) - 1
+    others = cosines.clone().fill_diagonal_(-torch.inf)
+    nearest = others.amax(dim=1, keepdim=True)
+    return torch.exp((cosines - nearest) / temperature).fill_diagonal_(1)
 
 
 @dataclass(frozen=True)
@@ -211,3 +232,13 @@ def check_layout(updates: Sequence[Mapping[str, Tensor]]) -> None:
 def stack(updates: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
     """The clients' values of one tensor: (N, *shape)."""
     return torch.stack([update[name].detach() for update in updates])
+
+
+def _finite(products: Tensor) -> Tensor:
+    """Bring inner products to the CPU; raise `ModelError` when one is not finite."""
+    # float32 values cannot overflow a float64 product: not finite here means not finite before.
+    if not torch.isfinite(products).all():
+        raise ModelError(
+            "an update holds NaN or infinity: leave the client that diverged out of the round"
+        )
+    return products.cpu()

@@ -9,6 +9,7 @@ Two readings, because the paper and its code differ:
     kind         exponent e   tau by default   note
     "paper"      t / beta     1
     "reference"  t + 1/beta   0.05             beta = 1 switches heating off: w = 1
+    "none"                                     w = 1 from the first round on: no heating
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from fellrec.errors import ConfigError
 
-HeatingKind = Literal["paper", "reference"]
+HeatingKind = Literal["paper", "reference", "none"]
 
 _DEFAULT_TAU = {"paper": 1.0, "reference": 0.05}
 _HUGE = 1e300  # stands for infinity where infinity times zero would be NaN
@@ -59,7 +60,7 @@ def heating(
         )
     if alpha == 0:
         return torch.zeros_like(loss)
-    if kind == "reference" and beta == 1:
+    if kind == "none" or (kind == "reference" and beta == 1):
         return torch.ones_like(loss)
     temperature = _DEFAULT_TAU[kind] if tau is None else tau
     # The largest is taken off before dividing, so that the quotient can't overflow upwards.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fellrec.balance import Gram, Mixture, Space, Strategy, combine, is_lora, lora_pairs
+from fellrec.balance import Gram, Mixer, Mixture, Space, Strategy, is_lora, lora_pairs
 from fellrec.balance import merge_products as merge_pair
 from fellrec.federation.rows import Rows
 
@@ -47,10 +47,12 @@ def mix_rows(
             mixed.write(b, new_b)
             dropped = torch.maximum(dropped, lost)
             reset |= {a, b}
+    factors = Mixer(mixture.weights)
+    others = factors if mixture.dense is None else Mixer(mixture.dense)
     for name in rows.shapes:
         if name in reset:
             continue
+        mixer = factors if is_lora(name) else others
         for first, last in rows.blocks(name):
-            block = combine(mixture.weights, rows.read_columns(first, last))
-            mixed.write_columns(first, block)
+            mixed.write_columns(first, mixer(rows.read_columns(first, last)))
     return dropped, reset

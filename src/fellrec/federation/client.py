@@ -22,7 +22,7 @@ from fellrec.data.interactions import Split
 from fellrec.data.sampling import few_shot, some_users
 from fellrec.errors import TrainingError
 from fellrec.evaluation.ranking import mean_metrics, rank_scores, ranking_metrics
-from fellrec.models.adapters import write
+from fellrec.models.adapters import take_turns, write
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
 
@@ -36,6 +36,7 @@ class ClientSettings:
 
     in_flight: micro-batches that may be on their way at the same time. samples: examples it trains
     on, drawn once; valid_users, test_users: users it is scored on, drawn once. 0 takes all.
+    alternate: rounds train B and A in turn.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class ClientSettings:
     samples: int = 0
     valid_users: int = 0
     test_users: int = 0
+    alternate: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Client:
         self.trunk = trunk
         self.settings = settings
         self._moments: Mapping[str, Tensor] = {}
+        self._anchors: Mapping[str, Tensor] | None = None
         self.learned_from = (
             few_shot(data.train, settings.samples, self._rng("samples"))
             if settings.samples
@@ -102,12 +105,19 @@ class Client:
         exchanged: Mapping[str, Tensor],
         private: Mapping[str, Tensor],
         moments: Mapping[str, Tensor] | None = None,
+        anchors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Take over a model: exchanged and private tensors, and the optimiser's moments."""
+        """Take over a model: exchanged and private tensors, and the optimiser's moments.
+
+        anchors: what a proximal term pulls exchanged tensors towards; None: what they now become.
+        """
         self._point(round, 0, 0)
+        if self.settings.alternate:
+            take_turns(self.recommender.factors(), round)
         write(self.exchanged(), exchanged)
         write(self.private(), private)
         self._moments = moments or {}
+        self._anchors = anchors
 
     def exchanged(self) -> dict[str, nn.Parameter]:
         """The tensors that travel: LoRA factors of head and tail, and dense ones."""
@@ -122,7 +132,7 @@ class Client:
 
         Many clients wait for their turn in one process: what each would keep adds up.
         """
-        moments, self._moments = self._moments, {}
+        moments, self._moments, self._anchors = self._moments, {}, None
         return moments
 
     def train(self, round: int, progress: Progress = lambda done, total, loss: None) -> TrainReport:
@@ -136,7 +146,8 @@ class Client:
         trained = self.exchanged() | self.private()
         for parameter in trained.values():
             parameter.grad = None  # a client whose training broke off has left some
-        optimiser = Optimiser(trained, settings.optimiser)
+        anchors = self.exchanged() if self._anchors is None else self._anchors
+        optimiser = Optimiser(trained, settings.optimiser, anchors)
         optimiser.load(self._moments)
         epochs = [self.epoch(round, number) for number in range(settings.local_epochs)]
         total, step, tokens, loss_sum, targets_sum = sum(map(len, epochs)), 0, 0, 0.0, 0
@@ -190,6 +201,7 @@ class Client:
                         f"client {self.name}: the loss is {batch_loss} at step {step} of round "
                         f"{round}; lower train.learning_rate"
                     )
+        optimiser.pull()
         norm = optimiser.squared_norm()
         optimiser.step(norm + self.trunk.end_step(norm))
         return batch_loss

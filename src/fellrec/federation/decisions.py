@@ -31,8 +31,23 @@ def strategy_for(config: RunConfig) -> Strategy:
     return strategy
 
 
+def check_deployable(config: RunConfig) -> None:
+    """Raise ConfigError for a strategy that needs all of a client's models in one process."""
+    if config.balance.strategy == "ditto":
+        raise ConfigError(
+            'balance.strategy: "ditto" keeps two models for each client, which a deployment does '
+            "not; run it in one process (fellrec train), or take another strategy"
+        )
+
+
+def passes(config: RunConfig) -> int:
+    """Return how many models a client trains in a round."""
+    return 2 if config.balance.strategy == "ditto" else 1
+
+
 def strategy_of(balance: BalanceConfig) -> Strategy:
     """Build the strategy that a recipe names."""
+    space = None if balance.space == "none" else balance.space
     match balance.strategy:
         case "fellrec":
             return make_strategy(
@@ -41,11 +56,16 @@ def strategy_of(balance: BalanceConfig) -> Strategy:
                 beta=balance.beta,
                 heating=balance.heating,
                 tau=balance.tau or None,
-                space=balance.space,
+                space=space,
                 merge=balance.merge,
+                temperature=balance.temperature or None,
+                dense=balance.dense,
             )
-        case "fedavg":
-            return make_strategy("fedavg", weighting=balance.weighting)
+        case "fedavg" | "fedprox" | "ditto" as name:
+            return make_strategy(name, weighting=balance.weighting)
+        case "fedamp":
+            options = {"temperature": balance.temperature} if balance.temperature else {}
+            return make_strategy("fedamp", self_weight=balance.self_weight, space=space, **options)
         case name:
             return make_strategy(name)
 

@@ -47,7 +47,7 @@ from fellrec.data.interactions import Dataset
 from fellrec.data.partition import describe
 from fellrec.data.sources import known_config, model_here
 from fellrec.federation.client import Client
-from fellrec.federation.decisions import strategy_for
+from fellrec.federation.decisions import passes, strategy_for
 from fellrec.federation.recommenders import (
     bigrec,
     hllm,
@@ -106,6 +106,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         settings = client_settings(config, shares.quotas[number])
         client = Client(name, shares.of(number), recommender, NoTrunk(), settings)
         steps = [batch.micro(settings.micro_batches) for batch in client.epoch(0, 0)]
+        epochs = settings.local_epochs * passes(config)
         parts = [part for step in steps for part in step]
         peak = peak.over(parts, head.window)
         clients.append(
@@ -114,8 +115,8 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
                 "users": row["users"],
                 "interactions": row["interactions"],
                 "sequences": sum(len(part.rows) for part in parts),
-                "steps": settings.local_epochs * len(steps),
-                "positions": settings.local_epochs * sum(part.layout.total for part in parts),
+                "steps": epochs * len(steps),
+                "positions": epochs * sum(part.layout.total for part in parts),
                 "adapter_bytes": adapter_bytes,
                 **_crossing(config, recommender, server, parts),
             }
@@ -178,7 +179,8 @@ def _crossing(
     """Count the bytes of tensors that cross the cut in a round, each way; headers are not in it."""
     if server is None:
         return {"activation_bytes": 0, "gradient_bytes": 0}
-    epochs, codec, width = config.train.local_epochs, Codec(config.split.codec), server.width
+    epochs = config.train.local_epochs * passes(config)
+    codec, width = Codec(config.split.codec), server.width
     learned = sum(encoded_size(part.layout.total, width, codec) for part in parts)
     again = recommender.epoch_positions
     given = encoded_size(again, width, codec) if again else 0

@@ -64,24 +64,31 @@ class Session:
     torch: str
 
 
-@cache
 def code_digest(recommender: str) -> str:
     """Return a digest of the code that a recommender's scores depend on: 16 hexadecimal digits."""
+    others = {name for own, names in _OWN.items() if own != recommender for name in names}
+    return digest_of(_MATTERS, (*_NOT, *(f"models/{name}.py" for name in sorted(others))))
+
+
+@cache
+def digest_of(patterns: tuple[str, ...], but: tuple[str, ...] = ()) -> str:
+    """Return a digest of this package's files that fit a pattern: 16 hexadecimal digits.
+
+    but: files left out. All are named from the package's folder.
+    """
     digest = hashlib.sha256()
-    for name, path in _files(recommender):
+    for name, path in _files(patterns, but):
         # Unparsing, unlike dumping, gives the same for most code in every version of Python.
         tree = _without_docstrings(ast.parse(path.read_text("utf-8")))
         digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _files(recommender: str) -> Iterator[tuple[str, Path]]:
-    others = {name for own, names in _OWN.items() if own != recommender for name in names}
-    for pattern in _MATTERS:
+def _files(patterns: tuple[str, ...], but: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    for pattern in patterns:
         for path in sorted(_SOURCE.glob(pattern)):
             name = path.relative_to(_SOURCE).as_posix()
-            foreign = path.parent.name == "models" and path.stem in others
-            if name not in _NOT and not foreign:
+            if name not in but:
                 yield name, path
 
 

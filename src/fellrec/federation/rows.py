@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fellrec.errors import RunError
@@ -77,7 +78,10 @@ class Rows:
 
     def read_columns(self, start: int, stop: int) -> Tensor:
         """Return columns of all clients: (clients, stop - start)."""
-        return torch.stack([self._read(c, start, stop) for c in range(self.clients)])
+        block = np.empty((self.clients, stop - start), dtype=np.float32)
+        for client, values in enumerate(block):
+            self._read_into(values, client, start)
+        return torch.from_numpy(block)
 
     def write_columns(self, start: int, block: Tensor) -> None:
         """Store columns of all clients from `start` on."""
@@ -91,6 +95,10 @@ class Rows:
 
     def _read(self, client: int, start: int, stop: int) -> Tensor:
         values = np.empty(stop - start, dtype=np.float32)
+        self._read_into(values, client, start)
+        return torch.from_numpy(values)
+
+    def _read_into(self, values: NDArray[np.float32], client: int, start: int) -> None:
         view = values.data.cast("B")
         offset, done = 4 * (client * self.columns + start), 0
         while done < len(view):
@@ -98,7 +106,6 @@ class Rows:
             if count == 0:
                 raise RunError("the file of this round's updates is shorter than it should be")
             done += count
-        return torch.from_numpy(values)
 
     def _write(self, client: int, start: int, values: Tensor) -> None:
         data = values.contiguous().view(-1).numpy().data.cast("B")

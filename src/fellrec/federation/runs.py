@@ -18,6 +18,7 @@ from fellrec.data.partition import describe
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
 from fellrec.federation.coordinator import Coordinator
+from fellrec.federation.ditto import FILES, PERSONAL, Ditto
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.rounds import Books
@@ -75,8 +76,9 @@ def _train(
             shares.dataset,
             progress=lambda done, total: observer.working("item texts", done, total),
         )
-        store = RunStore(path, config.evaluation.keep_rounds)
-        simulation = Simulation(config, shares, workspace, store, observer)
+        two, keep = config.balance.strategy == "ditto", config.evaluation.keep_rounds
+        store = RunStore(path, keep, FILES, PERSONAL) if two else RunStore(path, keep)
+        simulation = (Ditto if two else Simulation)(config, shares, workspace, store, observer)
         coordinator = Coordinator(config, Books(store, workspace.ledger, observer))
     except BaseException:
         if not resume:

@@ -17,7 +17,7 @@ from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.observer import Observer
 from fellrec.federation.rounds import METRIC_BYTES
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore
-from fellrec.federation.turns import ClientModel, stored_model
+from fellrec.federation.turns import Anchor, ClientModel, stored_model
 from fellrec.federation.work import Work
 from fellrec.federation.workspace import Shares, Workspace
 from fellrec.models.optimiser import without
@@ -27,8 +27,10 @@ class Simulation:
     """All members of a federation; see `members`.
 
     store: where both sides of every client are kept between turns. started: what is private of
-    clients that never completed a round.
+    clients that never completed a round. anchor: what training is pulled towards, see `turns`.
     """
+
+    anchor: Anchor | None = None
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class Simulation:
             for number, name in enumerate(shares.partition.names)
         }
         self._start = workspace.start()
-        self._work = Work(config, workspace, observer)
+        self.work = Work(config, workspace, observer)
 
     @property
     def names(self) -> Sequence[str]:
@@ -63,7 +65,7 @@ class Simulation:
         """Let the drawn clients train, one after another."""
         for name in drawn:
             try:
-                yield name, self._train(t, name)
+                yield name, self.learn(t, name)
             except (TrainingError, WireError) as error:
                 yield name, error
 
@@ -73,7 +75,7 @@ class Simulation:
         """Score each client's mixed model before further training."""
         for name, mixed in mixtures:
             try:
-                yield name, self._receive(t, name, mixed)
+                yield name, self.try_on(t, name, mixed)
             except (TrainingError, WireError) as error:
                 yield name, error
 
@@ -84,9 +86,9 @@ class Simulation:
         """
         scores = {}
         for name, client in self.clients.items():
-            model = stored_model(self.store, self.workspace, state.round, name, best=True)
+            model = stored_model(self.store, self.workspace, state.round, name, "best_")
             trained = name in state.standings
-            scores[name], after = self._work.test(client, state.round, model, trained=trained)
+            scores[name], after = self.work.test(client, state.round, model, trained=trained)
             if not trained:
                 self.started[name] = after.private
                 if client.recommender.choices > 1:
@@ -95,10 +97,13 @@ class Simulation:
         self.workspace.ledger.append_csv(self.store.path / "ledger.csv")
         return scores
 
-    def _train(self, t: int, name: str) -> Trained:
-        """Let one client train; what stays with it and with the trunk goes to the store."""
+    def learn(self, t: int, name: str) -> Trained:
+        """Let one client train; what stays with it and with the trunk goes to the store.
+
+        Raises TrainingError or WireError, as `try_on` does.
+        """
         model = stored_model(self.store, self.workspace, t, name)
-        learned = self._work.learn(self.clients[name], t, model)
+        learned = self.work.learn(self.clients[name], t, model, self.anchor)
         after = learned.model
         check_finite(name, t, after.trunk)
         self.store.put(t + 1, CLIENT, name, "private", after.private)
@@ -108,17 +113,22 @@ class Simulation:
         tensors = {key: both[key] for key in both if key in self._start.moving}
         return Trained(learned.report, learned.before, tensors, learned.server_seconds)
 
-    def _receive(self, t: int, name: str, mixed: Mixed) -> float:
+    def try_on(self, t: int, name: str, mixed: Mixed) -> float:
+        """Keep one client's mixture and score the model that it is served by."""
         if mixed.reset:
             for side in (CLIENT, SERVER):
                 moments = without(self.store.prepared(t + 1, side, name, "optimiser"), mixed.reset)
                 self.store.put(t + 1, side, name, "optimiser", moments)
-        private = self.store.prepared(t + 1, CLIENT, name, "private")
-        model = ClientModel(mixed.exchanged, private, mixed.trunk)
-        score, after = self._work.try_on(self.clients[name], t, model)
+        model = self.served(t, name, mixed)
+        score, after = self.work.try_on(self.clients[name], t, model)
         if self.clients[name].recommender.choices > 1:
-            self.store.put(t + 1, CLIENT, name, "private", after.private)
+            self.store.put(t + 1, CLIENT, name, f"{self.store.served}private", after.private)
         return score
+
+    def served(self, t: int, name: str, mixed: Mixed) -> ClientModel:
+        """Return the model that a client is served by after the round: its mixture."""
+        private = self.store.prepared(t + 1, CLIENT, name, "private")
+        return ClientModel(mixed.exchanged, private, mixed.trunk)
 
     def _count(self, name: str, t: int, metrics: int) -> None:
         self.workspace.ledger.record(name, t, "up", "metrics", metrics * METRIC_BYTES)

@@ -70,10 +70,17 @@ class RunState:
 
 
 class RunStore:
-    """Reads and writes one run directory. files: what each side keeps of a client, by round."""
+    """Reads and writes one run directory.
 
-    def __init__(self, path: Path, keep_rounds: int = 2, files: Files = ALL_FILES) -> None:
+    files: what each side keeps of a client, by round. served: what the names of the files begin
+    with that hold the model a client is served by, the one of which the best is kept.
+    """
+
+    def __init__(
+        self, path: Path, keep_rounds: int = 2, files: Files = ALL_FILES, served: str = ""
+    ) -> None:
         self.path = path
+        self.served = served
         self._rounds = path / "rounds"
         self._keep = keep_rounds
         self._files = files
@@ -175,11 +182,11 @@ class RunStore:
         return read_tensors(self._file(f"{round}.partial", side, client, name))
 
     def keep_best(self, round: int, client: str, *, improved: bool) -> None:
-        """Name this round's adapter the best one, or keep the best one so far."""
+        """Name this round's served adapter the best one, or keep the best one so far."""
         partial, before = self._rounds / f"{round}.partial", self._rounds / str(round - 1)
         for side, name in ((CLIENT, "adapter"), (CLIENT, "private"), (SERVER, "adapter")):
             source = (
-                partial / side / client / f"{name}.safetensors"
+                partial / side / client / f"{self.served}{name}.safetensors"
                 if improved
                 else before / side / client / f"best_{name}.safetensors"
             )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -31,6 +32,14 @@ class ClientModel:
     trunk_moments: Tensors = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """What training is pulled towards, on either side; what is not named is not pulled."""
+
+    exchanged: Tensors = field(default_factory=dict)
+    trunk: Tensors = field(default_factory=dict)
+
+
 @dataclass
 class Turn:
     """client: ready to work. server_seconds: what the trunk spent on it, known at the end."""
@@ -47,10 +56,16 @@ class Turn:
 
 
 def stored_model(
-    store: RunStore, workspace: Workspace, round: int, name: str, *, best: bool = False
+    store: RunStore,
+    workspace: Workspace,
+    round: int,
+    name: str,
+    prefix: Literal["", "best_", "personal_"] = "",
 ) -> ClientModel:
-    """Read a client's model as a finished round left it; the common start where there is none."""
-    prefix = "best_" if best else ""
+    """Read a client's model as a finished round left it; the common start where there is none.
+
+    prefix: of its files' names; the best model has no moments.
+    """
     exchanged = store.tensors(round, CLIENT, name, f"{prefix}adapter")
     private = store.tensors(round, CLIENT, name, f"{prefix}private")
     trunk = store.tensors(round, SERVER, name, f"{prefix}adapter")
@@ -58,22 +73,31 @@ def stored_model(
         workspace.initial(Kind.LORA, Kind.DENSE) if exchanged is None else exchanged,
         workspace.initial(Kind.PRIVATE) if private is None else private,
         workspace.initial_trunk() if trunk is None else trunk,
-        store.tensors(round, CLIENT, name, "optimiser") or {},
-        store.tensors(round, SERVER, name, "optimiser") or {},
+        store.tensors(round, CLIENT, name, f"{prefix}optimiser") or {},
+        store.tensors(round, SERVER, name, f"{prefix}optimiser") or {},
     )
 
 
 @contextmanager
-def turn(workspace: Workspace, client: Client, round: int, model: ClientModel) -> Iterator[Turn]:
+def turn(
+    workspace: Workspace,
+    client: Client,
+    round: int,
+    model: ClientModel,
+    anchor: Anchor | None = None,
+) -> Iterator[Turn]:
     """Lend the model to a client: install its tensors, open its session on the trunk, close it.
 
-    After the block, `after` holds copies of the tensors as they then are. When the block raises,
+    anchor: what a proximal term pulls both sides towards; None: what they start from. After the
+    block, `after` holds copies of the tensors as they then are. When the block raises,
     the session is dropped with all that it learned.
     """
     server = workspace.server
     if server is not None:
-        server.open(client.name, round, model.trunk, model.trunk_moments)
-    client.install(round, model.exchanged, model.private, model.moments)
+        there = anchor.trunk if anchor else None
+        server.open(client.name, round, model.trunk, model.trunk_moments, there)
+    here = anchor.exchanged if anchor else None
+    client.install(round, model.exchanged, model.private, model.moments, here)
     it = Turn(client)
     try:
         yield it

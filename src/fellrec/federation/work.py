@@ -12,7 +12,7 @@ from fellrec.config import RunConfig
 from fellrec.federation.client import Client, Scores, TrainReport
 from fellrec.federation.decisions import strategy_for
 from fellrec.federation.observer import Observer
-from fellrec.federation.turns import ClientModel, turn
+from fellrec.federation.turns import Anchor, ClientModel, turn
 from fellrec.federation.workspace import Workspace
 
 
@@ -37,15 +37,25 @@ class Work:
         self.observer = observer
         self._exchanges = strategy_for(config).exchanges
 
-    def learn(self, client: Client, t: int, model: ClientModel) -> Learned:
-        """Train for a round on the client's histories.
+    def learn(
+        self,
+        client: Client,
+        t: int,
+        model: ClientModel,
+        anchor: Anchor | None = None,
+        *,
+        score: bool = True,
+    ) -> Learned:
+        """Train for a round on the client's histories; anchor: see `turns.turn`.
+
+        score: False leaves the score before mixing out, whatever the recipe says.
 
         Raises TrainingError when it diverged, WireError when the trunk refused or was lost.
         """
         before = None
-        with turn(self.workspace, client, t, model) as it:
+        with turn(self.workspace, client, t, model, anchor) as it:
             report = client.train(t, lambda *now: self.observer.step(client.name, *now))
-            if self.config.evaluation.before_mixing and self._exchanges:
+            if score and self.config.evaluation.before_mixing and self._exchanges:
                 before = self._validate(client)
         return Learned(report, before, it.finished(), it.server_seconds)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from fellrec.config import RunConfig
+from fellrec.config import PROXIMAL, RunConfig
 from fellrec.data.interactions import Dataset, Split, k_core, sample_users
 from fellrec.data.partition import Partition, partition
 from fellrec.data.sampling import apportion, evenly
@@ -161,9 +161,10 @@ def lora_settings(config: RunConfig) -> LoraSettings:
 
 
 def optimiser_settings(config: RunConfig) -> OptimiserSettings:
-    """Read the optimiser's part of the [train] section."""
-    train = config.train
-    return OptimiserSettings(train.learning_rate, train.weight_decay, train.clip)
+    """Read the optimiser's part of the [train] section, and a strategy's proximal term."""
+    train, balance = config.train, config.balance
+    proximal = balance.proximal if balance.strategy in PROXIMAL else 0.0
+    return OptimiserSettings(train.learning_rate, train.weight_decay, train.clip, proximal)
 
 
 def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
@@ -182,6 +183,7 @@ def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
         samples=quota.samples,
         valid_users=quota.valid_users,
         test_users=quota.test_users,
+        alternate=config.lora.alternate,
     )
 
 
@@ -206,6 +208,7 @@ def trunk_server(config: RunConfig) -> TrunkServer | None:
         config.train.micro_batches,
         config.split.max_frame_mib << 20,
         config.split.max_cache_mib << 20,
+        config.lora.alternate,
     )
     return TrunkServer(stage, settings) if stage.blocks else None
 

@@ -120,6 +120,17 @@ def adapter(stage: Stage) -> dict[str, nn.Parameter]:
     }
 
 
+def take_turns(factors: Mapping[str, nn.Parameter], round: int) -> None:
+    """Train one half of each adapter and hold the other: B in even rounds, A in odd ones.
+
+    Chen et al. 2024 (RoLoRA, arXiv 2409.02346): where all clients share A, the average of their B
+    is the average of their products exactly, and the other way round. B comes first, since it
+    starts at 0 and A learns nothing from it.
+    """
+    for name, parameter in factors.items():
+        parameter.requires_grad_((".lora_A." in name) == bool(round % 2))
+
+
 def write(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
     """Copy `tensors` into `parameters`; names and shapes must agree (ModelError otherwise)."""
     if parameters.keys() != tensors.keys():

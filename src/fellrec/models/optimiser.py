@@ -19,19 +19,40 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """learning_rate, weight_decay: of AdamW. clip: largest norm over all stages, 0 for none."""
+    """learning_rate, weight_decay: of AdamW. clip: largest norm over all stages, 0 for none.
+
+    proximal: strength μ of the pull towards the anchors, 0 for none.
+    """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0
+    proximal: float = 0.0
 
 
 class Optimiser:
-    """AdamW for the trainable ones among `parameters` (name -> tensor)."""
+    """AdamW for the trainable ones among `parameters` (name -> tensor).
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimiserSettings) -> None:
+    anchors: what parameters are pulled towards with `settings.proximal`, by name; those without one
+    are not. Copied, so that it may be the parameters themselves as they are now. The moments of
+    parameters that are frozen for the time being are kept as they are.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: OptimiserSettings,
+        anchors: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._parameters = {n: p for n, p in parameters.items() if p.requires_grad}
+        self._resting = parameters.keys() - self._parameters.keys()
+        self._rest: dict[str, Tensor] = {}
         self._settings = settings
+        self._anchors = {
+            name: anchor.detach().to(self._parameters[name].device, copy=True)
+            for name, anchor in (anchors or {}).items()
+            if settings.proximal and name in self._parameters
+        }
         values = list(self._parameters.values())
         self._adam = (
             torch.optim.AdamW(
@@ -40,6 +61,18 @@ class Optimiser:
             if values
             else None
         )
+
+    def pull(self) -> None:
+        """Add the proximal term's gradient, μ (θ - anchor), before the norm is taken.
+
+        That of μ/2 ‖θ - anchor‖² in the loss (Li et al. 2020, FedProx, arXiv 1812.06127). The loss
+        that is reported stays the recommender's.
+        """
+        for name, anchor in self._anchors.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                difference = parameter.detach() - anchor
+                parameter.grad.add_(difference, alpha=self._settings.proximal)
 
     def squared_norm(self) -> float:
         """Squared L2 norm of all gradients of this side."""
@@ -66,8 +99,8 @@ class Optimiser:
     def state(self) -> dict[str, Tensor]:
         """Return the moments and step counts as `exp_avg/<name>` … tensors, on the CPU."""
         if self._adam is None:
-            return {}
-        return {
+            return dict(self._rest)
+        return self._rest | {
             f"{moment}/{name}": self._adam.state[parameter][moment].cpu()
             for name, parameter in self._parameters.items()
             for moment in _MOMENTS
@@ -79,11 +112,15 @@ class Optimiser:
 
         Raises RunError for a moment of an unknown tensor or of another shape.
         """
+        self._rest = {}
         if self._adam is None:
             return
         self._adam.state.clear()
         for key, value in state.items():
             moment, _, name = key.partition("/")
+            if name in self._resting:
+                self._rest[key] = value
+                continue
             parameter = self._parameters.get(name)
             if parameter is None or moment not in _MOMENTS:
                 raise RunError(f"the optimiser's state holds {key!r}, which this model does not")

@@ -230,10 +230,13 @@ class Recommender(nn.Module, ABC):
     def own_tensors(self) -> dict[str, tuple[Kind, nn.Parameter]]:
         """Return the trained tensors besides the adapters, with their kinds."""
 
+    def factors(self) -> dict[str, nn.Parameter]:
+        """Return the LoRA factors of both stages."""
+        return adapter(self.head) | adapter(self.tail)
+
     def trained(self) -> dict[str, tuple[Kind, nn.Parameter]]:
         """Return all that is trained here: the stages' factors and the recommender's own."""
-        factors = adapter(self.head) | adapter(self.tail)
-        return {n: (Kind.LORA, p) for n, p in factors.items()} | self.own_tensors()
+        return {n: (Kind.LORA, p) for n, p in self.factors().items()} | self.own_tensors()
 
     def parameters_of(self, *kinds: Kind) -> dict[str, nn.Parameter]:
         """Return the trained tensors of some kinds, by name."""

@@ -32,7 +32,7 @@ class SessionSettings:
 
     seed: of dropout masks and of stochastic rounding. micro_batches: most forward passes that may
     wait for their gradient. max_bytes: largest frame taken. max_cache_bytes: most keys and values
-    that a session remembers of the texts being written.
+    that a session remembers of the texts being written. alternate: rounds train B and A in turn.
     """
 
     seed: int = 0
@@ -40,6 +40,7 @@ class SessionSettings:
     micro_batches: int = 1
     max_bytes: int = 256 << 20
     max_cache_bytes: int = 2 << 30
+    alternate: bool = False
 
 
 class Session:
@@ -232,6 +233,7 @@ class Session:
     def _step(self, request: Frame) -> Frame:
         if request.step != self.step or self.pending or self.expected == 0:
             raise WireError(f"step {request.step} can't end now: gradients are missing")
+        self.optimiser.pull()
         own = self.optimiser.squared_norm()
         self.optimiser.step(own + (request.scalar or 0.0))
         self.step, self.expected = self.step + 1, 0

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fellrec.errors import WireError
-from fellrec.models.adapters import adapter, write
+from fellrec.models.adapters import adapter, take_turns, write
 from fellrec.models.optimiser import Optimiser
 from fellrec.models.stages import Stage
 from fellrec.split.session import Session, SessionSettings
@@ -53,16 +53,22 @@ class TrunkServer:
         round: int,
         factors: Mapping[str, Tensor] | None = None,
         moments: Mapping[str, Tensor] | None = None,
+        anchors: Mapping[str, Tensor] | None = None,
     ) -> Session:
         """Make a working copy of a client's adapter (the initial one if None) and optimiser.
 
-        It is the caller's: `handle` does not know it.
+        anchors: what a proximal term pulls it towards; None: what it starts from. The session is
+        the caller's: `handle` does not know it.
         """
         stage = self._base.replica()
         stage.key.seed, stage.key.client, stage.key.round = self._settings.seed, client, round
         if factors is not None:
             write(adapter(stage), factors)
-        optimiser = Optimiser(adapter(stage), self._settings.optimiser)
+        own = adapter(stage)
+        if self._settings.alternate:
+            take_turns(own, round)
+        anchors = own if anchors is None else anchors
+        optimiser = Optimiser(own, self._settings.optimiser, anchors)
         if moments is not None:
             optimiser.load(moments)
         return Session(stage, optimiser, round, self._settings)
@@ -73,9 +79,10 @@ class TrunkServer:
         round: int,
         factors: Mapping[str, Tensor] | None = None,
         moments: Mapping[str, Tensor] | None = None,
+        anchors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Begin a client's session, from its adapter (the initial one if None) and optimiser."""
-        self._sessions[client] = self.session(client, round, factors, moments)
+        """Begin a client's session; see `session`."""
+        self._sessions[client] = self.session(client, round, factors, moments, anchors)
 
     def close(self, client: str) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """End a session: return the adapter, the optimiser's state and the seconds spent."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fellrec.config import RunConfig
 from fellrec.errors import RunError
+from fellrec.federation.decisions import check_deployable
 from fellrec.federation.deployment.collect import collect_all
 from fellrec.federation.deployment.dispatch import trunk_outline
 from fellrec.federation.deployment.grounds import Grounds, parties_of
@@ -126,6 +127,7 @@ def rehearse(
     path = out if out is not None else Path("runs") / config.name
     if path.exists():
         raise RunError(f"{path} exists already; choose another --out")
+    check_deployable(config)
     parties = parties_of(path)
     observer.note("loading data and weights")
     grounds = Grounds.at(parties, config) if resume else Grounds.made(parties, config)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fellrec.config import RunConfig
 from fellrec.errors import ConfigError, FellrecError, RunError
 from fellrec.federation.coordinator import Coordinator
+from fellrec.federation.decisions import check_deployable
 from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.deployment.dispatch import Dispatch, Terms, start_of, trunk_outline
 from fellrec.federation.deployment.orders import Introduction, TestScores
@@ -68,6 +69,7 @@ def main(grid: Grid, context: Context) -> None:
 def conduct(grid: Grid, settings: ServerSettings, events: Events) -> None:
     """Wait for the clients, run the rounds that are left, and leave a run directory."""
     begun, path = time.perf_counter(), settings.out
+    check_deployable(settings.config)
     config = claim(path, settings.config, resume=settings.resume)
     with ExitStack() as closing:
         busy = "another process works on this run; let it end"
