@@ -82,7 +82,10 @@ def _keys(schema: Schema, root: Schema, prefix: str = "") -> list[str]:
 def _find(root: Schema, location: tuple[str | int, ...]) -> Schema:
     schema = root
     for part in location:
-        inner = schema["items"] if isinstance(part, int) else schema["properties"][part]
+        if isinstance(part, int):
+            inner = schema["items"]
+        else:
+            inner = schema.get("properties", {}).get(part) or schema["additionalProperties"]
         schema = _resolve(inner, root)
     return schema
 
@@ -95,6 +98,8 @@ def _resolve(schema: Schema, root: Schema) -> Schema:
 
 
 def _expected(schema: Schema) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_expected(each) for each in schema["anyOf"])
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     match schema["type"]:

@@ -35,8 +35,11 @@ def test_what_is_kept(kept: Path, finished_runs: dict[str, Path], toys: Toys) ->
     (baseline,) = names - finished_runs.keys()
     assert names == {*finished_runs, baseline} and baseline.startswith("popularity-toys-")
     for name, run in finished_runs.items():
-        assert {path.name for path in (kept / name).iterdir()} == FILES
         cell = read(kept / name)
+        logged = {"rounds.jsonl"} if cell.summary["rounds"] else set()
+        assert {path.name for path in (kept / name).iterdir()} == FILES | logged
+        text = (run / "metrics.jsonl").read_text() if logged else ""
+        assert list(cell.rounds) == [json.loads(line) for line in text.splitlines()]
         assert cell.config == RunConfig.from_toml(run / "config.toml")
         assert cell.summary == json.loads((run / "summary.json").read_text())
         for metric, value in cell.summary["overall"].items():
@@ -51,9 +54,13 @@ def test_scores_are_in_the_order_of_the_split(kept: Path, toys: Toys, undisturbe
     users = load_split(toys.recipe())[1].users
     cell = read(kept / "toys")
     assert cell.rows.tolist() == list(range(USERS)) == list(range(len(users)))
+    shop = {user: n for n, table in enumerate(tables) for user in table["user"]}
+    order = [client["id"] for client in cell.summary["clients"]]
+    assert cell.clients is not None
     for row in cell.rows.tolist():
         for metric, values in cell.scores.items():
             assert values[row] == pytest.approx(by_user.loc[users[row], metric], abs=5e-7)
+        assert order[cell.clients[row]] == SHOPS[shop[users[row]]]
     assert any(cell.scores["ndcg@10"] % 1)  # not all 0 and 1: something is rounded
 
 

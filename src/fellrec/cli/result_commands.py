@@ -36,7 +36,8 @@ def add(
 
         quiet()
         kept = keep(run, folder, name, replace=replace, progress=say)
-    console.print(f"kept {folder / kept.cell.name}, beside {kept.baseline.name}", soft_wrap=True)
+    beside = f", beside {kept.baseline.name}" if kept.baseline is not None else ""
+    console.print(f"kept {folder / kept.cell.name}{beside}", soft_wrap=True)
 
 
 @results.command("table")

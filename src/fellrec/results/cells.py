@@ -3,7 +3,9 @@
     results/<name>/
       config.toml    the resolved recipe (a baseline that was not trained has none)
       summary.json   as the run left it
-      scores.csv     a line per scored user: the row in the split, then each metric, to six digits
+      scores.csv     a line per scored user: the row in the split, the number of its client in the
+                     summary (where users belong to clients), then each metric, to six digits
+      rounds.jsonl   what the run logged of each round and client (where there were rounds)
       origin.json    command, seed, versions, date, seconds, digests of code, data and these files
 
 A row is a position in the split, an order that the data fix: whoever has the same data can pair two
@@ -32,6 +34,7 @@ from fellrec.errors import FellrecError, RunError
 Scores = Mapping[str, NDArray[np.float64]]
 
 RECIPE, SUMMARY, SCORES, ORIGIN = "config.toml", "summary.json", "scores.csv", "origin.json"
+ROUNDS = "rounds.jsonl"
 POPULARITY = "popularity"
 """What the summary of the baseline calls its recommender."""
 
@@ -50,6 +53,9 @@ class Cell:
         origin: see the module; `data` has `dataset`, `split`, `users`, `items` and `digest`.
         rows: (u,) int64, the scored users as rows of the split, ascending.
         scores: by metric, (u,) float64.
+        clients: (u,) int64, the client of each scored user as its place in the summary; None where
+            users belong to nobody.
+        rounds: what was logged, a mapping per round and client; empty for a baseline.
     """
 
     name: str
@@ -58,6 +64,8 @@ class Cell:
     origin: Mapping[str, Any]
     rows: NDArray[np.int64]
     scores: Scores
+    clients: NDArray[np.int64] | None = None
+    rounds: tuple[Mapping[str, Any], ...] = ()
 
     def of(self, rows: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
         """Return one metric of these users, (n,): NaN where a user was not scored."""
@@ -78,9 +86,11 @@ def read(path: Path) -> Cell:
                 raise RunError(f"{path / file} was changed since it was kept; add the run again")
         recipe = path / RECIPE
         config = RunConfig.from_toml(recipe) if RECIPE in origin["files"] else None
-        rows, scores = _parse((path / SCORES).read_text("utf-8"))
+        rows, clients, scores = _parse((path / SCORES).read_text("utf-8"))
         summary = json.loads((path / SUMMARY).read_text("utf-8"))
-        return Cell(path.name, config, summary, origin, rows, scores)
+        lines = (path / ROUNDS).read_text("utf-8").splitlines() if ROUNDS in origin["files"] else []
+        rounds = tuple(json.loads(line) for line in lines)
+        return Cell(path.name, config, summary, origin, rows, scores, clients, rounds)
     except FellrecError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,11 +124,19 @@ def write(
     summary: Mapping[str, Any],
     scores: Scores,
     origin: Mapping[str, Any],
+    *,
+    clients: NDArray[np.integer] | None = None,
+    rounds: str = "",
 ) -> Cell:
-    """Write a cell under another name, then give it its own; of a killed write nothing counts."""
+    """Write a cell under another name, then give it its own; of a killed write nothing counts.
+
+    clients: (users,), see `Cell`. rounds: the text of `rounds.jsonl`.
+    """
     files = {} if recipe is None else {RECIPE: recipe}
     files[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    files[SCORES] = _format(scores)
+    files[SCORES] = _format(scores, clients)
+    if rounds:
+        files[ROUNDS] = rounds
     digests = {file: _digest(text.encode()) for file, text in files.items()}
     files[ORIGIN] = json.dumps({**origin, "files": digests}, indent=2) + "\n"
     partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
@@ -137,15 +155,17 @@ def write(
     return read(path)
 
 
-def _format(scores: Scores) -> str:
+def _format(scores: Scores, clients: NDArray[np.integer] | None) -> str:
     """Write the scored users' rows and values as CSV."""
     names = list(scores)
     table = np.stack([scores[name] for name in names], axis=1)
     rows = np.flatnonzero(~np.isnan(table).any(axis=1))
     if not len(rows):
         raise RunError("no user was scored, so there is no result to keep")
-    lines = [",".join(["row", *names])]
-    lines += [",".join([str(row), *map(_short, table[row].tolist())]) for row in rows.tolist()]
+    whose = [] if clients is None else [clients[rows].tolist()]
+    lines = [",".join(["row", *(["client"] if whose else []), *names])]
+    for row, *client, values in zip(rows.tolist(), *whose, table[rows].tolist(), strict=True):
+        lines.append(",".join([str(row), *map(str, client), *map(_short, values)]))
     return "\n".join(lines) + "\n"
 
 
@@ -153,19 +173,24 @@ def _short(value: float) -> str:
     return f"{value:.{_DIGITS}f}".rstrip("0").rstrip(".")
 
 
-def _parse(text: str) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+def _parse(
+    text: str,
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, dict[str, NDArray[np.float64]]]:
     """Read what `_format` wrote; ValueError when it is not that."""
     header, *lines = text.splitlines()
     first, *names = header.split(",")
     table = np.asarray([[float(cell) for cell in line.split(",")] for line in lines])
     if first != "row" or not names or table.ndim != 2 or table.shape[1] != 1 + len(names):
         raise ValueError("scores.csv has another form")
-    rows = table[:, 0].astype(np.int64)
+    rows, clients = table[:, 0].astype(np.int64), None
+    table = table[:, 1:]
+    if names[0] == "client":
+        clients, names, table = table[:, 0].astype(np.int64), names[1:], table[:, 1:]
     if not (np.diff(rows, prepend=-1) > 0).all():
         raise ValueError("scores.csv has rows out of order")
-    if not ((table[:, 1:] >= 0) & (table[:, 1:] <= 1)).all():
+    if not ((table >= 0) & (table <= 1)).all():
         raise ValueError("scores.csv has a score outside 0 to 1")
-    return rows, {name: table[:, 1 + n].copy() for n, name in enumerate(names)}
+    return rows, clients, {name: table[:, n].copy() for n, name in enumerate(names)}
 
 
 def _digest(data: bytes) -> str:

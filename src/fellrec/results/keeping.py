@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 import fellrec
 from fellrec.config import RunConfig
@@ -27,15 +29,18 @@ from fellrec.results.cells import POPULARITY, Cell, data_digest, read, write
 from fellrec.results.plan import command
 
 _TABLE = "scores.parquet"
+_FEW_CLIENTS = 10
 _TOLERANCE = 1e-9  # scores are means of a few hundred numbers; one changed rank is far larger
 
 
 @dataclass(frozen=True)
 class Kept:
-    """cell: what was kept. baseline: popularity on the same data, which is kept beside it."""
+    """cell: what was kept. baseline: popularity on the same data, which is kept beside it; None
+    where it was not asked for.
+    """
 
     cell: Cell
-    baseline: Cell
+    baseline: Cell | None
 
 
 def keep(
@@ -44,11 +49,13 @@ def keep(
     name: str | None = None,
     *,
     replace: bool = False,
+    baseline: bool = True,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Kept:
     """Keep a finished run as a cell of `folder`, and popularity on its data if it is not there.
 
     name: the run's folder's unless given. replace: put it in the place of a cell of that name.
+    baseline: False leaves popularity out.
     The data set is loaded, since the order of its users is that of the scores.
 
     Raises RunError when the run is not finished, its scores are not all there or contradict its
@@ -62,10 +69,10 @@ def keep(
     config, summary = finished(run)
     progress("loading the data")
     dataset, split = load_split(config)
-    scores = _joined(run, split, summary)
+    scores, clients = _joined(run, split, summary)
     worked = sessions(run)
     seconds = [session.seconds for session in worked]
-    data = _describe(config, dataset, split)
+    data = describe(config, dataset, split)
     origin = {
         "command": command(config, name, folder.name),
         "seed": config.seed,
@@ -77,12 +84,17 @@ def keep(
         "code": list(dict.fromkeys(session.code for session in worked)),
         "data": data,
     }
-    cell = write(folder / name, config.to_toml(), summary, scores, origin)
+    rounds = _rounds(run, len(summary["clients"]))
+    recipe = config.to_toml()
+    cell = write(folder / name, recipe, summary, scores, origin, clients=clients, rounds=rounds)
+    if not baseline:
+        return Kept(cell, None)
     progress("ranking by popularity")
     return Kept(cell, _keep_popularity(folder, config, dataset, split, data))
 
 
-def _describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+def describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Return what identifies the data of a result."""
     return {
         "dataset": dataset.name,
         "split": config.data.split,
@@ -92,11 +104,17 @@ def _describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, An
     }
 
 
-def _joined(run: Path, split: Split, summary: Mapping[str, Any]) -> Scores:
-    """Bring the clients' scores into the order of the split: metric -> (users,), NaN unscored."""
+def _joined(
+    run: Path, split: Split, summary: Mapping[str, Any]
+) -> tuple[Scores, NDArray[np.int64]]:
+    """Bring the clients' scores into the order of the split.
+
+    Returns metric -> (users,), NaN unscored, and each user's client as its place in the summary.
+    """
     order = pd.Index(split.users)
     joined: Scores = {}
-    for client in summary["clients"]:
+    whose = np.full(len(split), -1, dtype=np.int64)
+    for number, client in enumerate(summary["clients"]):
         path = run / "clients" / client["id"] / _TABLE
         try:
             table = pd.read_parquet(path)
@@ -105,6 +123,7 @@ def _joined(run: Path, split: Split, summary: Mapping[str, Any]) -> Scores:
         rows = order.get_indexer(table.pop("user").astype(str))
         if (rows < 0).any():
             raise RunError(f"{path}: has users that the data lack; the data have changed")
+        whose[rows] = number
         for metric, values in table.items():
             joined.setdefault(str(metric), np.full(len(split), np.nan))[rows] = values
     means = finite(mean_metrics(joined))
@@ -112,7 +131,18 @@ def _joined(run: Path, split: Split, summary: Mapping[str, Any]) -> Scores:
         now = means.get(metric)
         if now is None or before is None or abs(now - before) > _TOLERANCE:
             raise RunError(f"{run}: {metric} of its users is {now}, summary.json says {before}")
-    return joined
+    return joined, whose
+
+
+def _rounds(run: Path, clients: int) -> str:
+    """Read the log of rounds; with many clients without the rows that grow with their square."""
+    path = run / "metrics.jsonl"
+    if not path.exists():  # no round was asked for
+        return ""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    left_out = () if clients <= _FEW_CLIENTS else ("attention", "weights")
+    kept = [{k: v for k, v in line.items() if k not in left_out} for line in lines]
+    return "".join(json.dumps(line) + "\n" for line in kept)
 
 
 def _keep_popularity(

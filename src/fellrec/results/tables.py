@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from fellrec.errors import RunError
 from fellrec.evaluation.bootstrap import Interval
 from fellrec.files import write_bytes
 from fellrec.results.cells import POPULARITY, Cell
+from fellrec.results.markdown import NOTHING, metric_name, table_text
 from fellrec.results.pairing import gain, level, untrained_base
 
 Rows = NDArray[np.int64]
 
 _SHOWN = ("recall@10", "ndcg@10")
-_NOTHING = "–"
 _PREFACE = """\
 # Results
 
@@ -105,7 +105,7 @@ def _order(cell: Cell) -> tuple[bool, str, bool, str]:
 
 
 def _main_table(cells: Sequence[Cell], rows: Rows, baseline: Cell | None) -> str:
-    names = [_label(metric) for metric in _SHOWN]
+    names = [metric_name(metric) for metric in _SHOWN]
     header = ["model", "users", *names]
     header += [f"{name} over untrained" for name in names]
     header += [f"{name} over popularity" for name in names]
@@ -117,7 +117,7 @@ def _main_table(cells: Sequence[Cell], rows: Rows, baseline: Cell | None) -> str
         for other in (untrained_base(cell, cells), baseline):
             line += [_signed(_gain(cell, other, rows, metric)) for metric in _SHOWN]
         lines.append([*line, *_cost(cell)])
-    return _table(header, lines)
+    return table_text(header, lines)
 
 
 def _all_lengths(cells: Sequence[Cell], rows: Rows) -> str:
@@ -129,7 +129,7 @@ def _all_lengths(cells: Sequence[Cell], rows: Rows) -> str:
         [f"`{cell.name}`", *(_plain(level(cell, rows, metric, _rng())) for metric in metrics)]
         for cell in cells
     ]
-    return _table(["model", *map(_label, metrics)], lines)
+    return table_text(["model", *map(metric_name, metrics)], lines)
 
 
 def _words(cell: Cell, base: Cell | None, baseline: Cell | None, rows: Rows) -> str:
@@ -141,7 +141,9 @@ def _words(cell: Cell, base: Cell | None, baseline: Cell | None, rows: Rows) -> 
         return ""
     before = now.mean - gained.mean
     times = f" ({now.mean / before:.2f} times)" if before > 0 else ""
-    text = f"- `{cell.name}`: {_label(metric)} is {_verdict(gained)} its untrained base's{times}"
+    text = (
+        f"- `{cell.name}`: {metric_name(metric)} is {_verdict(gained)} its untrained base's{times}"
+    )
     over = _gain(cell, baseline, rows, metric)
     return text + ("" if over is None else f" and {_verdict(over)} popularity's") + ".\n"
 
@@ -165,7 +167,7 @@ def _made(cell: Cell) -> str:
 def _cost(cell: Cell) -> list[str]:
     """What training read and took, and what a client holds of the parameters."""
     if cell.config is None:
-        return [_NOTHING] * 3
+        return [NOTHING] * 3
     tokens = sum(client["tokens"] for client in cell.summary["clients"])
     cost = cell.summary["cost"]
     share = f"{cost['client_parameter_share']:.1%}"
@@ -183,22 +185,12 @@ def _rng() -> np.random.Generator:
 
 def _plain(value: Interval | None) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     return f"{value.mean:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 
 def _signed(value: Interval | None) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     text = f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
     return f"**{text}**" if value.clear else text
-
-
-def _label(metric: str) -> str:
-    return metric.replace("recall", "Recall").replace("ndcg", "NDCG")
-
-
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table whose first column is of names and the others of numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))

@@ -1,0 +1,177 @@
+"""Make the cells that a comparison lacks, some at a time, each in a process of its own.
+
+A cell that was interrupted goes on from its last round. One that failed is noted with its reason
+and left alone until its code changes or somebody asks for it. What one cell does harms no other.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fellrec.comparison.outcomes import Outcome, forget_failure, note_failure, outcome
+from fellrec.comparison.plan import Comparison, Planned
+from fellrec.errors import RunError
+from fellrec.files import write_bytes
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10.0
+
+Step = Literal["begins", "goes on", "is done", "failed"]
+Told = Callable[[Planned, Step, str], None]
+"""Told what happens to a cell: round n of m, or the reason why it failed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a comparison works. results: kept cells. runs: run directories of cells, and logs."""
+
+    results: Path = Path("results")
+    runs: Path = Path("runs")
+
+
+def outcomes(comparison: Comparison, results: Path) -> list[Outcome]:
+    """Return what there is of each cell, in the comparison's order."""
+    return [outcome(planned, results) for planned in comparison.cells]
+
+
+def lacking(found: Sequence[Outcome], *, retry: bool, keep_old: bool) -> list[Outcome]:
+    """Return the cells to be made, each key once.
+
+    retry: those that failed by today's code, too. keep_old: not those that other code has made.
+    """
+    wanted = {
+        each.planned.key: each
+        for each in found
+        if not (each.cell is not None and (each.current or keep_old))
+        and not (each.failure is not None and each.current and not retry)
+    }
+    return list(wanted.values())
+
+
+def run(
+    comparison: Comparison,
+    place: Place,
+    *,
+    jobs: int = 1,
+    retry: bool = False,
+    keep_old: bool = False,
+    only: Sequence[str] = (),
+    told: Told = lambda planned, step, text: None,
+) -> list[Outcome]:
+    """Make what is lacking, and return what there is then; see `lacking`.
+
+    jobs: cells at a time; the cores are divided among them. only: labels, all where it is empty.
+    When this is interrupted, so are the cells; the next call goes on.
+
+    Raises RunError for a folder that can't be written or a run directory of another recipe.
+    """
+    todo = lacking(outcomes(comparison, place.results), retry=retry, keep_old=keep_old)
+    todo = [each for each in todo if not only or each.planned.label in only]
+    if todo:
+        folder = place.runs / comparison.file.name
+        source = folder / "comparison.toml"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(source, comparison.text.encode())
+        except OSError as error:
+            raise RunError(f"{folder}: can't be written ({error.strerror or error})") from error
+        with _workers(source, place, jobs) as start:
+            _all(todo, place, start, jobs, told)
+    return outcomes(comparison, place.results)
+
+
+def _all(
+    todo: Sequence[Outcome],
+    place: Place,
+    start: Callable[[Planned], subprocess.Popen[bytes]],
+    jobs: int,
+    told: Told,
+) -> None:
+    waiting, working = list(todo), list[tuple[Outcome, subprocess.Popen[bytes]]]()
+    rounds: dict[str, int] = {}
+    while waiting or working:
+        while waiting and len(working) < jobs:
+            each = waiting.pop(0)
+            forget_failure(each.path)
+            working.append((each, start(each.planned)))
+            told(each.planned, "begins", "")
+        time.sleep(_POLL_SECONDS)
+        for each, process in list(working):
+            planned, ended = each.planned, process.poll()
+            if ended is None:
+                done = _rounds_done(place.runs / planned.name)
+                if done != rounds.get(planned.key, 0):
+                    rounds[planned.key] = done
+                    text = f"round {done} of {planned.config.train.rounds}"
+                    told(planned, "goes on", text)
+                continue
+            working.remove((each, process))
+            if ended == 0:
+                told(planned, "is done", "")
+                continue
+            reason = _reason(_log(place, planned), ended)
+            note_failure(planned, each.path, reason)
+            told(planned, "failed", reason)
+
+
+@contextmanager
+def _workers(
+    source: Path, place: Place, jobs: int
+) -> Iterator[Callable[[Planned], subprocess.Popen[bytes]]]:
+    """Lend a function that starts the worker of a cell; all of them end with the block."""
+    started: list[subprocess.Popen[bytes]] = []
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    # A thread that waits for another should not spin: the cores are others' as well.
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": "0"}
+
+    def start(planned: Planned) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "fellrec.comparison.worker", str(source), planned.name]
+        words += [str(place.runs), str(place.results)]
+        log = _log(place, planned)
+        with log.open("wb") as out:
+            # A session of its own: Ctrl-C is ours to pass on.
+            process = subprocess.Popen(
+                words, stdout=out, stderr=out, env=environment, start_new_session=True
+            )
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+        for process in started:
+            try:
+                process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _log(place: Place, planned: Planned) -> Path:
+    return place.runs / f"{planned.name}.log"
+
+
+def _rounds_done(run: Path) -> int:
+    pointer = run / "rounds" / "current"
+    try:
+        return int(pointer.read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _reason(log: Path, code: int) -> str:
+    """Return the line in which a worker says why, or how it ended."""
+    if code < 0:
+        return f"its process was ended by signal {-code}"
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"its process ended with {code}"

@@ -1,0 +1,136 @@
+"""How sure the figures of a comparison are: one bootstrap of users behind every interval.
+
+Users are drawn again with replacement, once per draw for all strategies and all seeds, so that
+every difference is paired by user, and a client's mean, the worst client and the gap between
+clients are computed anew in each draw. A figure over several seeds is the mean of its seeds'
+values: an interval says what other users would have changed. What another seed changes is told
+beside it, as the values of the single seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fellrec.errors import DataError
+from fellrec.evaluation.bootstrap import Interval
+from fellrec.results.cells import Cell
+
+Numbers = NDArray[np.float64]
+Figure = Callable[[Numbers], Numbers]
+"""From clients' means, (draws, clients), to one number per draw, (draws,)."""
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over seeds: mean and interval, and each seed's own value in the order of seeds."""
+
+    interval: Interval
+    seeds: tuple[float, ...]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0, and all seeds agree on the sign."""
+        signs = {np.sign(value) for value in self.seeds}
+        return self.interval.clear and len(signs) == 1
+
+
+class Draws:
+    """Users drawn again: how often each row of a split is in each draw.
+
+    users: rows of the split. The point estimate is draw 0, with every user once.
+    """
+
+    def __init__(self, users: int, rng: np.random.Generator, draws: int = _DRAWS) -> None:
+        """Raise DataError when there is no user or no draw."""
+        if users < 1 or draws < 1:
+            raise DataError(f"{users} users, {draws} draws: give at least one of each")
+        shares = np.full(users, 1 / users)
+        counts = rng.multinomial(users, shares, size=draws).astype(np.float64)
+        self.counts: Numbers = np.concatenate([np.ones((1, users)), counts])
+
+    def mean(self, scores: Numbers) -> Numbers:
+        """Return the mean of per-user scores in each draw: (users,) to (1 + draws,); NaN left out.
+
+        Raises DataError when nobody has a score.
+        """
+        known = ~np.isnan(scores)
+        if not known.any():
+            raise DataError("no user has a score: nothing to compare")
+        counts = self.counts[:, known]
+        return _quotient(counts @ scores[known], counts.sum(axis=1), 0.0)
+
+    def clients(self, scores: Numbers, whose: NDArray[np.integer], clients: int) -> Numbers:
+        """Return each client's mean in each draw: (1 + draws, clients); NaN for one without users.
+
+        whose: (users,) the client of each user, -1 for none.
+        """
+        known = ~np.isnan(scores) & (whose >= 0)
+        member = np.zeros((int(known.sum()), clients))
+        member[np.arange(len(member)), whose[known]] = 1
+        counts = self.counts[:, known]
+        sums, sizes = counts @ (scores[known, None] * member), counts @ member
+        return _quotient(sums, sizes, np.nan)
+
+
+def estimate(per_seed: Sequence[Numbers]) -> Estimate:
+    """Summarise a figure's draws, one (1 + draws,) for each seed: mean, 95 % interval, seeds.
+
+    Raises DataError when there is no seed.
+    """
+    if not per_seed:
+        raise DataError("no seed has this figure: nothing to compare")
+    together = np.stack(per_seed).mean(axis=0)
+    low, high = np.nanpercentile(together[1:], [2.5, 97.5])
+    interval = Interval(float(together[0]), float(low), float(high))
+    return Estimate(interval, tuple(float(values[0]) for values in per_seed))
+
+
+def worst(means: Numbers) -> Numbers:
+    """Return the lowest of the clients' means."""
+    lowest: Numbers = np.nanmin(means, axis=1)
+    return lowest
+
+
+def relative_gap(means: Numbers) -> Numbers:
+    """Return (max - min) / max over clients, 0 where all are 0; see `evaluation.balance`."""
+    top = np.nanmax(means, axis=1)
+    return _quotient(top - np.nanmin(means, axis=1), top, 0.0)
+
+
+def jain(means: Numbers) -> Numbers:
+    """Return (Σx)² / (N Σx²) over clients: 1 when all are equal, which is also where all are 0."""
+    known = (~np.isnan(means)).sum(axis=1)
+    squares = known * np.nansum(means**2, axis=1)
+    total = np.nansum(means, axis=1) ** 2
+    return _quotient(total, squares, 1.0)
+
+
+def scores_of(cell: Cell, users: int, metric: str) -> Numbers:
+    """Return a cell's scores in the order of the split: (users,), NaN unscored."""
+    return cell.of(np.arange(users), metric)
+
+
+def clients_of(cell: Cell, users: int) -> NDArray[np.int64] | None:
+    """Return the client of each user of the split, (users,), -1 unscored; None: not divided."""
+    if cell.clients is None:
+        return None
+    whose = np.full(users, -1, dtype=np.int64)
+    whose[cell.rows] = cell.clients
+    return whose
+
+
+def quotient(one: Numbers, other: Numbers) -> Numbers:
+    """Return one / other in each draw; NaN where the other is 0."""
+    return _quotient(one, other, np.nan)
+
+
+def _quotient(one: Numbers, other: Numbers, otherwise: float) -> Numbers:
+    found: Numbers = np.full(one.shape, otherwise)
+    np.divide(one, other, out=found, where=other > 0)
+    return found

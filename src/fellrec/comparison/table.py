@@ -1,0 +1,318 @@
+"""The figures of a comparison: from its cells to rows, each figure with its interval.
+
+A cell that is missing or failed has no figure. Nothing is compared over unlike data or users, and
+nothing across seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fellrec.comparison.course import Course, course_of
+from fellrec.comparison.outcomes import Outcome
+from fellrec.comparison.plan import Comparison, ComparisonFile
+from fellrec.comparison.statistics import (
+    Draws,
+    Estimate,
+    Numbers,
+    clients_of,
+    estimate,
+    jain,
+    quotient,
+    relative_gap,
+    scores_of,
+    worst,
+)
+from fellrec.errors import RunError
+from fellrec.evaluation.balance import sampling_gap
+from fellrec.results.cells import Cell
+from fellrec.results.pairing import check_same_data
+
+Axes = tuple[tuple[str, Any], ...]
+
+_Figure = Callable[[str, int], Numbers]
+"""From a label and a seed to a number per draw."""
+_How = Callable[[Numbers, Numbers], Numbers]
+
+
+@dataclass(frozen=True)
+class ClientScore:
+    """One client of one seed. scores: by label of a row, its mean over the client's users."""
+
+    seed: int
+    name: str
+    users: int
+    scores: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy or peer. Estimates are None where something that they need is missing.
+
+    overall: by metric. The rest is of the metric that the comparison shows: over_reference, the
+    difference from the reference; of_ceiling, the quotient by the ceiling; over_floor, the least of
+    the clients' gains over learning alone; worst, gap, jain, of clients' means, and gap_by_chance,
+    the gap that equal clients would show; worst_over_reference and worst_over_floor, differences of
+    worst clients; gap_of_reference, the quotient of gaps.
+    """
+
+    label: str
+    peer: bool
+    cells: tuple[Cell, ...]
+    failures: tuple[tuple[int, str], ...] = ()
+    missing: tuple[int, ...] = ()
+    old: bool = False
+    overall: Mapping[str, Estimate] = field(default_factory=dict)
+    over_reference: Mapping[str, Estimate] = field(default_factory=dict)
+    of_ceiling: Estimate | None = None
+    over_floor: Estimate | None = None
+    worst: Estimate | None = None
+    worst_over_reference: Estimate | None = None
+    worst_over_floor: Estimate | None = None
+    gap: Estimate | None = None
+    gap_by_chance: float | None = None
+    gap_of_reference: Estimate | None = None
+    jain: Estimate | None = None
+    course: Course | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one set of axis values, and the clients of its seeds."""
+
+    axes: Axes
+    metric: str
+    rows: tuple[Row, ...]
+    clients: tuple[ClientScore, ...]
+    data: Mapping[str, Any]
+
+    def row(self, label: str) -> Row | None:
+        """Return the row of a label that has figures."""
+        return next((row for row in self.rows if row.label == label and row.cells), None)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison with all its figures."""
+
+    file: ComparisonFile
+    tables: tuple[Table, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has a result."""
+        rows = [row for table in self.tables for row in table.rows]
+        return not any(row.failures or row.missing for row in rows)
+
+
+def compare(comparison: Comparison, found: Sequence[Outcome]) -> Compared:
+    """Work out all figures; found: the outcomes of the comparison's cells.
+
+    Raises RunError when the cells of one table and seed are of different data or splits, or were
+    scored on different users.
+    """
+    groups: dict[Axes, list[Outcome]] = {}
+    for each in found:
+        groups.setdefault(each.planned.axes, []).append(each)
+    file = comparison.file
+    return Compared(file, tuple(_table(file, axes, group) for axes, group in groups.items()))
+
+
+def _table(file: ComparisonFile, axes: Axes, group: Sequence[Outcome]) -> Table:
+    kept = {(o.planned.label, o.planned.seed): o.cell for o in group if o.cell is not None}
+    _check(kept)
+    metric = f"{group[0].planned.config.evaluation.metric.partition('@')[0]}@{file.shown}"
+    maker = _Figures(file, metric, kept)
+    labels = list(dict.fromkeys(each.planned.label for each in group))
+    rows = [maker.row([o for o in group if o.planned.label == label]) for label in labels]
+    data: Mapping[str, Any] = next((cell.origin["data"] for cell in kept.values()), {})
+    return Table(axes, metric, tuple(rows), tuple(maker.clients(labels)), data)
+
+
+def _check(kept: Mapping[tuple[str, int], Cell]) -> None:
+    first: dict[int, Cell] = {}
+    for (_, seed), cell in kept.items():
+        one = first.setdefault(seed, cell)
+        check_same_data(one, cell)
+        if not np.array_equal(one.rows, cell.rows) and cell.config and one.config:
+            raise RunError(
+                f"{one.name} and {cell.name} can't be compared: they scored different users"
+            )
+
+
+class _Figures:
+    """Makes the figures of one table. kept: cells by label and seed."""
+
+    def __init__(
+        self, file: ComparisonFile, metric: str, kept: Mapping[tuple[str, int], Cell]
+    ) -> None:
+        self._file = file
+        self._metric = metric
+        self._kept = kept
+        self._draws: dict[int, Draws] = {}
+
+    def row(self, group: Sequence[Outcome]) -> Row:
+        label = group[0].planned.label
+        cells = {o.planned.seed: o.cell for o in group if o.cell is not None}
+        row = Row(
+            label,
+            group[0].planned.peer is not None,
+            tuple(cells.values()),
+            tuple((o.planned.seed, o.failure.reason) for o in group if o.failure),
+            tuple(o.planned.seed for o in group if not (o.cell or o.failure)),
+            any(o.cell is not None and not o.current for o in group),
+        )
+        if not cells:
+            return row
+        file, metric = self._file, self._metric
+        known = list(next(iter(cells.values())).scores)
+        over = {name: self._against(label, file.reference, self._mean(name)) for name in known}
+        lowest, gap = self._clients(worst), self._clients(relative_gap)
+        return replace(
+            row,
+            overall={
+                name: self._over(self._seeds(label), label, self._mean(name)) for name in known
+            },
+            over_reference={name: value for name, value in over.items() if value is not None},
+            of_ceiling=self._against(label, file.ceiling, self._mean(metric), quotient),
+            over_floor=self._gains(label, file.floor),
+            worst=self._among(label, lowest),
+            worst_over_reference=self._between(label, file.reference, lowest),
+            worst_over_floor=self._between(label, file.floor, lowest),
+            gap=self._among(label, gap),
+            gap_by_chance=self._chance(label),
+            gap_of_reference=self._between(label, file.reference, gap, quotient),
+            jain=self._among(label, self._clients(jain)),
+            course=course_of(list(cells.values()), self._reference_best(cells)),
+        )
+
+    def clients(self, labels: Sequence[str]) -> list[ClientScore]:
+        """Return every client of every seed, with the score that each row gives it."""
+        found = []
+        for seed in sorted({seed for _, seed in self._kept}):
+            divided = self._divided(seed)
+            if divided is None:
+                continue
+            owner, whose = divided
+            here = [label for label in labels if (label, seed) in self._kept]
+            means = {label: self._means(label, seed) for label in here}
+            for number, client in enumerate(owner.summary["clients"]):
+                if np.isnan(means[here[0]][0, number]):  # none of its users was scored
+                    continue
+                scores = {label: estimate([means[label][:, number]]) for label in here}
+                users = int((whose == number).sum())
+                found.append(ClientScore(seed, str(client["id"]), users, scores))
+        return found
+
+    def _seeds(self, *labels: str) -> list[int]:
+        """Return the seeds that all these labels have, ascending."""
+        sets = [{seed for name, seed in self._kept if name == label} for label in labels]
+        return sorted(set.intersection(*sets))
+
+    def _over(self, seeds: Sequence[int], label: str, figure: _Figure) -> Estimate:
+        return estimate([figure(label, seed) for seed in seeds])
+
+    def _among(self, label: str, figure: _Figure) -> Estimate | None:
+        """Return a figure over clients, where a seed's users are divided into clients."""
+        seeds = self._divided_seeds(label)
+        return self._over(seeds, label, figure) if seeds else None
+
+    def _against(
+        self, label: str, other: str, figure: _Figure, how: _How = np.subtract
+    ) -> Estimate | None:
+        """Compare two rows in every draw, seed by seed."""
+        seeds = self._seeds(label, other)
+        if not seeds or other == label:
+            return None
+        return estimate([how(figure(label, seed), figure(other, seed)) for seed in seeds])
+
+    def _between(
+        self, label: str, other: str, figure: _Figure, how: _How = np.subtract
+    ) -> Estimate | None:
+        """Do the same with a figure over clients."""
+        seeds = self._divided_seeds(label, other)
+        return self._against(label, other, figure, how) if seeds else None
+
+    def _divided_seeds(self, *labels: str) -> list[int]:
+        return [seed for seed in self._seeds(*labels) if self._divided(seed) is not None]
+
+    def _mean(self, metric: str) -> _Figure:
+        def figure(label: str, seed: int) -> Numbers:
+            cell = self._kept[label, seed]
+            users = self._users(cell)
+            return self._drawn(users).mean(scores_of(cell, users, metric))
+
+        return figure
+
+    def _clients(self, of: Callable[[Numbers], Numbers]) -> _Figure:
+        def figure(label: str, seed: int) -> Numbers:
+            return of(self._means(label, seed))
+
+        return figure
+
+    def _means(self, label: str, seed: int) -> Numbers:
+        """Return the clients' means in each draw, divided as the seed's federation is."""
+        cell, divided = self._kept[label, seed], self._divided(seed)
+        if divided is None:
+            raise RunError(f"{cell.name}: no run of seed {seed} divides users into clients")
+        owner, whose = divided
+        users = self._users(cell)
+        scores = scores_of(cell, users, self._metric)
+        return self._drawn(users).clients(scores, whose, len(owner.summary["clients"]))
+
+    def _divided(self, seed: int) -> tuple[Cell, NDArray[np.int64]] | None:
+        """Return the cell whose clients count for a seed, and each user's: the reference's first.
+
+        A row with a single client, or none, is read by the clients of the others.
+        """
+        order = [self._file.reference, *self._file.strategies]
+        for label in order:
+            cell = self._kept.get((label, seed))
+            if cell is not None and cell.clients is not None and len(cell.summary["clients"]) > 1:
+                whose = clients_of(cell, self._users(cell))
+                if whose is not None:
+                    return cell, whose
+        return None
+
+    def _gains(self, label: str, floor: str) -> Estimate | None:
+        """Return the least gain over the floor among clients, over seeds."""
+        seeds = self._divided_seeds(label, floor)
+        if label == floor or not seeds:
+            return None
+        gains = [self._means(label, seed) - self._means(floor, seed) for seed in seeds]
+        return estimate([worst(each) for each in gains])
+
+    def _chance(self, label: str) -> float | None:
+        gaps = []
+        for seed in self._seeds(label):
+            divided = self._divided(seed)
+            if divided is None:
+                continue
+            cell = self._kept[label, seed]
+            scores = scores_of(cell, self._users(cell), self._metric)
+            groups = [scores[divided[1] == number] for number in range(divided[1].max() + 1)]
+            gaps.append(sampling_gap(groups, np.random.default_rng(0)))
+        return float(np.mean(gaps)) if gaps else None
+
+    def _reference_best(self, cells: Mapping[int, Cell]) -> list[float | None]:
+        """Return the reference's best validation score for each seed of a row."""
+        found = []
+        for seed in cells:
+            cell = self._kept.get((self._file.reference, seed))
+            own = course_of([cell], [None]) if cell is not None else None
+            found.append(own.best[0] if own is not None else None)
+        return found
+
+    def _users(self, cell: Cell) -> int:
+        return int(cell.origin["data"]["users"])
+
+    def _drawn(self, users: int) -> Draws:
+        """Return the same draws of users for every row and seed."""
+        if users not in self._draws:
+            self._draws[users] = Draws(users, np.random.default_rng(0))
+        return self._draws[users]

@@ -1,0 +1,197 @@
+"""A comparison's figures as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from fellrec.comparison.statistics import Estimate
+from fellrec.comparison.table import Compared, Row, Table
+from fellrec.results.markdown import NOTHING, metric_name, table_text
+
+_HEADER = ("strategy", "seeds", "figure", "metric", "value", "low", "high", "clear", "by_seed")
+
+
+def as_csv(compared: Compared) -> str:
+    """Write every figure on a line of its own, for scripts.
+
+    Columns: the axes, then strategy, seeds (with a result), figure, metric, value, low and high
+    (of the 95 % interval), clear, by_seed (values with a semicolon between). A cell that failed has
+    a line whose figure is "failed" and whose value is the reason.
+    """
+    axes = [key for key, _ in compared.tables[0].axes] if compared.tables else []
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*axes, *_HEADER])
+    for table in compared.tables:
+        where = [value for _, value in table.axes]
+        for row in table.rows:
+            begun = [*where, row.label, len(row.cells)]
+            for seed, reason in row.failures:
+                lines.writerow([*begun, "failed", "", f"seed {seed}: {reason}", "", "", "", ""])
+            for figure, metric, value in figures(row, table.metric):
+                each, seeds = value.interval, ";".join(f"{one:.6f}" for one in value.seeds)
+                numbers = [f"{number:.6f}" for number in each]
+                clear = str(value.clear).lower()
+                lines.writerow([*begun, figure, metric, *numbers, clear, seeds])
+    return text.getvalue()
+
+
+def figures(row: Row, metric: str) -> Iterator[tuple[str, str, Estimate]]:
+    """Yield the figures that a row has: name, metric, estimate."""
+    yield from (("score", name, value) for name, value in row.overall.items())
+    yield from (("over_reference", name, value) for name, value in row.over_reference.items())
+    named = ("of_ceiling", "over_floor", "worst", "worst_over_reference", "worst_over_floor")
+    for name in (*named, "gap", "gap_of_reference", "jain"):
+        value = getattr(row, name)
+        if value is not None:
+            yield name, metric, value
+
+
+def as_markdown(compared: Compared, command: str) -> str:
+    """Write the comparison as a part of the page of results; command: what makes it."""
+    file = compared.file
+    parts = [f"## {file.title}\n"]
+    if file.about:
+        parts.append(f"{file.about.strip()}\n")
+    for table in compared.tables:
+        if table.axes:
+            values = ", ".join(f"`{key}` = {value}" for key, value in table.axes)
+            parts.append(f"### {values}\n")
+        if table.data:
+            users, items = table.data["users"], table.data["items"]
+            parts.append(f"{users:,} users, {items:,} items, {table.data['split']}.\n")
+        parts += [_scores(compared, table), _balance(compared, table), _courses(compared, table)]
+        parts += _missing(table)
+    seeds = ", ".join(map(str, file.seeds))
+    parts.append(f"    {command}  # seeds {seeds}\n")
+    return "\n".join(parts)
+
+
+def _scores(compared: Compared, table: Table) -> str:
+    reference = compared.file.reference
+    metrics = [f"recall@{compared.file.shown}", f"ndcg@{compared.file.shown}"]
+    header = ["strategy", "seeds", *map(metric_name, metrics)]
+    if reference:
+        header += [f"{metric_name(metric)} over {reference}" for metric in metrics]
+    if table.row(compared.file.ceiling):
+        header.append(f"share of {compared.file.ceiling}")
+    lines = []
+    for row in table.rows:
+        line = [_label(row), str(len(row.cells))]
+        line += [plain(row.overall.get(metric)) for metric in metrics]
+        if reference:
+            line += [signed(row.over_reference.get(metric)) for metric in metrics]
+        if table.row(compared.file.ceiling):
+            line.append(plain(row.of_ceiling, 3))
+        lines.append(line)
+    return table_text(header, lines)
+
+
+def _balance(compared: Compared, table: Table) -> str:
+    """Write how evenly clients are served; nothing where no row has clients."""
+    file = compared.file
+    rows = [row for row in table.rows if row.worst is not None]
+    if not rows:
+        return ""
+    name = metric_name(table.metric)
+    header = ["strategy", f"worst client's {name}"]
+    header += [f"over {file.reference}'s worst"] if file.reference else []
+    header += [f"over {file.floor}'s worst", f"least gain of a client over {file.floor}"]
+    header += ["relative gap", "gap by chance"]
+    header += [f"gap / {file.reference}'s"] if file.reference else []
+    header.append("Jain")
+    lines = []
+    for row in rows:
+        line = [_label(row), plain(row.worst)]
+        line += [signed(row.worst_over_reference)] if file.reference else []
+        line += [signed(row.worst_over_floor), signed(row.over_floor), plain(row.gap, 3)]
+        line.append(NOTHING if row.gap_by_chance is None else f"{row.gap_by_chance:.3f}")
+        line += [plain(row.gap_of_reference, 2)] if file.reference else []
+        line.append(plain(row.jain, 3))
+        lines.append(line)
+    return table_text(header, lines)
+
+
+def _courses(compared: Compared, table: Table) -> str:
+    """Write how training went; nothing where no row has rounds."""
+    rows = [row for row in table.rows if row.course is not None]
+    if not rows:
+        return ""
+    header = [
+        "strategy",
+        "best validation",
+        "flat at the end",
+        "w below 0.95",
+        "attention's spread",
+    ]
+    header += [f"rounds to {compared.file.reference}'s best", "seconds to it"]
+    header += ["seconds of training", "bytes up and down", "client's share"]
+    lines = []
+    for row in rows:
+        course = row.course
+        assert course is not None
+        reached = [each for each in course.reached if each is not None]
+        all_there = len(reached) == len(course.reached) and bool(reached)
+        rounds = ", ".join(str(each[0]) for each in reached) if all_there else NOTHING
+        seconds = _mean([each[1] for each in reached]) if all_there else NOTHING
+        costs = [cell.summary["cost"] for cell in row.cells]
+        lines.append(
+            [
+                _label(row),
+                f"{sum(course.best) / len(course.best):.4f}",
+                f"{sum(course.flat)} of {len(course.flat)}",
+                f"{sum(course.heated) / len(course.heated):.0%}",
+                f"{max(max(each) for each in course.spread):.4f}",
+                rounds,
+                seconds,
+                _mean(list(course.seconds)),
+                f"{(costs[0]['bytes_up'] + costs[0]['bytes_down']) / 2**20:,.0f} MiB",
+                f"{costs[0]['client_parameter_share']:.1%}",
+            ]
+        )
+    return table_text(header, lines)
+
+
+def _missing(table: Table) -> list[str]:
+    lines = []
+    for row in table.rows:
+        lines += [
+            f"- `{row.label}`, seed {seed}, **failed**: {why}\n" for seed, why in row.failures
+        ]
+        if row.missing:
+            lines.append(f"- `{row.label}`: not run yet for {_seeds(row.missing)}\n")
+        if row.old:
+            lines.append(f"- `{row.label}`: made by an earlier state of the code\n")
+    return ["".join(lines)] if lines else []
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _label(row: Row) -> str:
+    return f"`{row.label}`"
+
+
+def plain(value: Estimate | None, digits: int = 4) -> str:
+    """Write a figure with its interval."""
+    if value is None:
+        return NOTHING
+    mean, low, high = (f"{number:.{digits}f}" for number in value.interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def signed(value: Estimate | None, digits: int = 4) -> str:
+    """Write a difference with its interval, bold where it is clear."""
+    if value is None:
+        return NOTHING
+    mean, low, high = (f"{number:+.{digits}f}" for number in value.interval)
+    text = f"{mean} [{low}, {high}]"
+    return f"**{text}**" if value.clear else text
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):,.0f}" if known else NOTHING
