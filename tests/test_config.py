@@ -158,7 +158,8 @@ def test_configurations_do_not_change() -> None:
         ("seed = -1", "seed: must be a whole number of at least 0 and at most 4294967295, got -1"),
         (
             "[balance]\nstrategy = 'avg'",
-            "balance.strategy: must be one of fellrec, fedavg, local, got 'avg'",
+            "balance.strategy: must be one of fellrec, fedavg, fedprox, ditto, fedamp, local, "
+            "got 'avg'",
         ),
         ("[model]\nbase = ''", "model.base: must be a text that is not empty, got ''"),
         ("[evaluation]\nks = 10", "ks: must be a list, not empty, each a whole number"),

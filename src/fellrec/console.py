@@ -57,7 +57,7 @@ def plain(text: object) -> str:
 
 def client_table(rows: Sequence[Row], dropped: int) -> Table:
     """Show who holds how much. rows: client, users, interactions, share of all users."""
-    table = _table("client", ">users", ">interactions", ">share of users")
+    table = make_table("client", ">users", ">interactions", ">share of users")
     for row in rows[:_SHOWN_CLIENTS]:
         share = f"{row['share']:.1%}"
         table.add_row(plain(row["client"]), f"{row['users']:,}", f"{row['interactions']:,}", share)
@@ -124,7 +124,7 @@ def score_table(overall: Row, clients: Sequence[Row], metric: str) -> Table:
     if len(names) > 2 * _SHOWN_KS:  # too many columns: keep those of the metric's length
         names = [name for name in names if name.partition("@")[2] == metric.partition("@")[2]]
     labels = [name.replace("recall", "Recall").replace("ndcg", "NDCG") for name in names]
-    table = _table(
+    table = make_table(
         "test scores", ">users", *(f">{label.replace('@', chr(10) + '@')}" for label in labels)
     )
 
@@ -191,7 +191,7 @@ _LENGTHS = {
 
 def foreseen_clients(found: Row) -> Table:
     """Show what each client's part in a round would be."""
-    table = _table(
+    table = make_table(
         "a round's training",
         ">users",
         ">sequences",
@@ -215,7 +215,7 @@ def foreseen_clients(found: Row) -> Table:
 def foreseen_sides(found: Row) -> Table:
     """Show what a client and the server would hold, and the memory of each in training."""
     cost, memory = found["cost"], found["memory"]
-    table = _table("", ">a client", ">the server")
+    table = make_table("", ">a client", ">the server")
     for label, key in (("blocks", "blocks"), ("parameters", "parameters"), ("bytes", "bytes")):
         values = [cost[f"{side}_{key}"] for side in ("client", "server")]
         table.add_row(label, *(decimal(v) if key == "bytes" else _millions(v) for v in values))
@@ -238,7 +238,7 @@ def foreseen_sides(found: Row) -> Table:
 
 def sample_table(samples: Sequence[Sample], items: int) -> Table:
     """Show users' histories beside their recommendations, and where what they took next stands."""
-    table = _table("user", "last in the history", "recommended")
+    table = make_table("user", "last in the history", "recommended")
     for sample in samples:
         label = f"{plain(sample.user)} ({plain(sample.client)})"
         length = max(len(sample.history), len(sample.recommended))
@@ -262,7 +262,7 @@ def sample_table(samples: Sequence[Sample], items: int) -> Table:
 
 def recommendation_table(ranked: Sequence[Recommendation]) -> Table:
     """Show ranked items."""
-    table = _table(">rank", "title", ">score")
+    table = make_table(">rank", "title", ">score")
     for rank, entry in enumerate(ranked, start=1):
         table.add_row(str(rank), plain(entry.title), f"{entry.score:.4f}")
     return table
@@ -270,7 +270,7 @@ def recommendation_table(ranked: Sequence[Recommendation]) -> Table:
 
 def known_table(entries: Sequence[Known]) -> Table:
     """Show what can be asked for by name."""
-    table = _table("name", "kind", ">size", "cached", "terms, then sources in their order")
+    table = make_table("name", "kind", ">size", "cached", "terms, then sources in their order")
     table.columns[0].no_wrap = True
     table.columns[-1].overflow = "fold"  # an address has no spaces to break at
     for entry in entries:
@@ -284,13 +284,13 @@ def known_table(entries: Sequence[Known]) -> Table:
 
 def recipe_table(rows: Sequence[tuple[str, str]]) -> Table:
     """Show recipes and what each is for."""
-    table = _table("recipe", "what it is")
+    table = make_table("recipe", "what it is")
     for name, text in rows:
         table.add_row(name, text)
     return table
 
 
-def _table(*headers: str) -> Table:
+def make_table(*headers: str) -> Table:
     """Make a table as wide as its content; a header that begins with ">" is of numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption_justify="left")
     for header in headers:

@@ -117,8 +117,8 @@ def simulated(config: RunConfig, out: Path, lost: Collection[tuple[int, str]] = 
     """Return the simulation in which some clients are lost in the training of some rounds."""
 
     class Losing(Simulation):
-        def _train(self, t: int, name: str) -> Trained:
-            trained = super()._train(t, name)
+        def learn(self, t: int, name: str) -> Trained:
+            trained = super().learn(t, name)
             if (t, name) in lost:
                 raise WireError("lost")
             return trained

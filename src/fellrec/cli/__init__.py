@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from fellrec import __version__
 from fellrec import console as show
-from fellrec.cli import deploy_commands, run_commands
+from fellrec.cli import compare_commands, deploy_commands, report_commands, run_commands
 from fellrec.cli.data_commands import data
 from fellrec.cli.result_commands import results
 from fellrec.errors import FellrecError
@@ -48,6 +48,8 @@ for command in (
     run_commands.evaluate,
     run_commands.recommend,
     run_commands.export,
+    compare_commands.compare,
+    report_commands.report,
     deploy_commands.rehearse,
     deploy_commands.trunk,
     deploy_commands.certificates,

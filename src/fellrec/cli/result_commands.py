@@ -36,8 +36,7 @@ def add(
 
         quiet()
         kept = keep(run, folder, name, replace=replace, progress=say)
-    beside = f", beside {kept.baseline.name}" if kept.baseline is not None else ""
-    console.print(f"kept {folder / kept.cell.name}{beside}", soft_wrap=True)
+    console.print(f"kept {folder / kept.cell.name}, beside {kept.baseline.name}", soft_wrap=True)
 
 
 @results.command("table")

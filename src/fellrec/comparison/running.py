@@ -18,7 +18,7 @@ from typing import Literal
 
 from fellrec.comparison.outcomes import Outcome, forget_failure, note_failure, outcome
 from fellrec.comparison.plan import Comparison, Planned
-from fellrec.errors import RunError
+from fellrec.errors import ConfigError, RunError
 from fellrec.files import write_bytes
 
 _POLL_SECONDS = 0.5
@@ -42,16 +42,30 @@ def outcomes(comparison: Comparison, results: Path) -> list[Outcome]:
     return [outcome(planned, results) for planned in comparison.cells]
 
 
-def lacking(found: Sequence[Outcome], *, retry: bool, keep_old: bool) -> list[Outcome]:
+def lacking(
+    found: Sequence[Outcome],
+    *,
+    retry: bool = False,
+    keep_old: bool = False,
+    only: Sequence[str] = (),
+) -> list[Outcome]:
     """Return the cells to be made, each key once.
 
     retry: those that failed by today's code, too. keep_old: not those that other code has made.
+    only: labels, all where it is empty. Raises ConfigError for a label that is not there.
     """
+    labels = dict.fromkeys(each.planned.label for each in found)
+    for label in only:
+        if label not in labels:
+            raise ConfigError(
+                f"--only {label}: there is no such row; there are {', '.join(labels)}"
+            )
     wanted = {
         each.planned.key: each
         for each in found
         if not (each.cell is not None and (each.current or keep_old))
         and not (each.failure is not None and each.current and not retry)
+        and (not only or each.planned.label in only)
     }
     return list(wanted.values())
 
@@ -59,22 +73,18 @@ def lacking(found: Sequence[Outcome], *, retry: bool, keep_old: bool) -> list[Ou
 def run(
     comparison: Comparison,
     place: Place,
+    todo: Sequence[Outcome],
     *,
     jobs: int = 1,
-    retry: bool = False,
-    keep_old: bool = False,
-    only: Sequence[str] = (),
     told: Told = lambda planned, step, text: None,
 ) -> list[Outcome]:
-    """Make what is lacking, and return what there is then; see `lacking`.
+    """Make cells, and return what there is then; todo: those that are `lacking`.
 
-    jobs: cells at a time; the cores are divided among them. only: labels, all where it is empty.
-    When this is interrupted, so are the cells; the next call goes on.
+    jobs: cells at a time; the cores are divided among them. When this is interrupted, so are the
+    cells; the next call goes on.
 
-    Raises RunError for a folder that can't be written or a run directory of another recipe.
+    Raises RunError for a folder that can't be written.
     """
-    todo = lacking(outcomes(comparison, place.results), retry=retry, keep_old=keep_old)
-    todo = [each for each in todo if not only or each.planned.label in only]
     if todo:
         folder = place.runs / comparison.file.name
         source = folder / "comparison.toml"

@@ -23,7 +23,7 @@ from fellrec.federation.workspace import share_data
 from fellrec.files import finite
 from fellrec.peers import run_peer
 from fellrec.results.cells import write
-from fellrec.results.keeping import describe, keep
+from fellrec.results.keeping import describe, keep_alone
 
 REFUSED = 2
 
@@ -37,7 +37,7 @@ def work(planned: Planned, runs: Path, results: Path) -> None:
             run.rename(run.with_name(f"{run.name}.by-{min(others)}"))
         if not (run / "summary.json").is_file():
             train(planned.config, run, resume=(run / "config.toml").is_file())
-        keep(run, results / CELLS, planned.name, replace=True, baseline=False)
+        keep_alone(run, results / CELLS, planned.name)
     else:
         _keep_peer(planned, planned.peer, results)
 

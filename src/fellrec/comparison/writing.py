@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from fellrec.comparison.plan import Comparison
 from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.table import Compared, Row, Table
+from fellrec.errors import RunError
+from fellrec.files import write_bytes
 from fellrec.results.markdown import NOTHING, metric_name, table_text
 
 _HEADER = ("strategy", "seeds", "figure", "metric", "value", "low", "high", "clear", "by_seed")
@@ -36,6 +40,25 @@ def as_csv(compared: Compared) -> str:
                 clear = str(value.clear).lower()
                 lines.writerow([*begun, figure, metric, *numbers, clear, seeds])
     return text.getvalue()
+
+
+def as_rows(compared: Compared) -> list[dict[str, object]]:
+    """Return every figure as a mapping; keys as the columns of `as_csv`."""
+    return list(csv.DictReader(io.StringIO(as_csv(compared))))
+
+
+def write(compared: Compared, comparison: Comparison, folder: Path) -> None:
+    """Write comparison.toml, comparison.csv and comparison.html into a folder.
+
+    Raises RunError when they can't be written.
+    """
+    files = {"comparison.toml": comparison.text, "comparison.csv": as_csv(compared)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_bytes(folder / name, text.encode())
+    except OSError as error:
+        raise RunError(f"{folder}: can't be written ({error.strerror or error})") from error
 
 
 def figures(row: Row, metric: str) -> Iterator[tuple[str, str, Estimate]]:

@@ -35,12 +35,10 @@ _TOLERANCE = 1e-9  # scores are means of a few hundred numbers; one changed rank
 
 @dataclass(frozen=True)
 class Kept:
-    """cell: what was kept. baseline: popularity on the same data, which is kept beside it; None
-    where it was not asked for.
-    """
+    """cell: what was kept. baseline: popularity on the same data, which is kept beside it."""
 
     cell: Cell
-    baseline: Cell | None
+    baseline: Cell
 
 
 def keep(
@@ -49,18 +47,32 @@ def keep(
     name: str | None = None,
     *,
     replace: bool = False,
-    baseline: bool = True,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Kept:
     """Keep a finished run as a cell of `folder`, and popularity on its data if it is not there.
 
     name: the run's folder's unless given. replace: put it in the place of a cell of that name.
-    baseline: False leaves popularity out.
+    Raises as `keep_alone`.
+    """
+    cell, config, dataset, split = _keep(run, folder, name, replace, progress)
+    progress("ranking by popularity")
+    return Kept(cell, _keep_popularity(folder, config, dataset, split, cell.origin["data"]))
+
+
+def keep_alone(run: Path, folder: Path, name: str) -> Cell:
+    """Keep a finished run as a cell, in the place of one of that name, and nothing beside it.
+
     The data set is loaded, since the order of its users is that of the scores.
 
     Raises RunError when the run is not finished, its scores are not all there or contradict its
-    summary, or the name is taken.
+    summary, or, in `keep`, the name is taken.
     """
+    return _keep(run, folder, name, True, lambda what: None)[0]
+
+
+def _keep(
+    run: Path, folder: Path, name: str | None, replace: bool, progress: Callable[[str], None]
+) -> tuple[Cell, RunConfig, Dataset, Split]:
     name = run.resolve().name if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):  # as for runs
         raise RunError(f"{name!r} can't name a cell; give a plain name with --name")
@@ -87,10 +99,7 @@ def keep(
     rounds = _rounds(run, len(summary["clients"]))
     recipe = config.to_toml()
     cell = write(folder / name, recipe, summary, scores, origin, clients=clients, rounds=rounds)
-    if not baseline:
-        return Kept(cell, None)
-    progress("ranking by popularity")
-    return Kept(cell, _keep_popularity(folder, config, dataset, split, data))
+    return cell, config, dataset, split
 
 
 def describe(config: RunConfig, dataset: Dataset, split: Split) -> dict[str, Any]:

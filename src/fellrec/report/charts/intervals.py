@@ -1,0 +1,121 @@
+"""Values with their intervals, a row each: who has how much, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from fellrec.report.charts.scale import Scale, extent, shorten, text_width, tick_labels, ticks
+from fellrec.report.charts.svg import Words, chart, element, legend, line, sample, text
+
+_SIZE, _STEP, _PAD = 12.0, 15.0, 11.0
+SHAPES = ("disc", "diamond", "square", "triangle")
+"""The markers of the first series, the second, …; also their classes of colour."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value, with the ends of its interval where they are known. series: index into `SHAPES`."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    series: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """label: at the left. note: at the right. marks: one under the other, at most one a series.
+
+    strong: a row that sums up the others.
+    """
+
+    label: str
+    note: str
+    marks: Sequence[Mark]
+    strong: bool = False
+
+
+def interval_chart(
+    words: Words,
+    rows: Sequence[Row],
+    *,
+    width: float,
+    zero: bool = True,
+    reference: float | None = None,
+) -> Markup:
+    """Draw the rows on one scale. zero: it begins at 0. reference: a value to draw a line at."""
+    label_width = min(
+        max((text_width(row.label, _SIZE) for row in rows), default=0.0), 0.28 * width
+    )
+    note_width = max((text_width(row.note, _SIZE) for row in rows), default=0.0)
+    left, right = label_width + 14, width - note_width - 14
+    ends = [end for row in rows for mark in row.marks for end in (mark.low, mark.value, mark.high)]
+    low, high = extent([*ends, reference, *([0.0] if zero else [])]) or (0.0, 1.0)
+    marks = ticks(low, high, max(3, min(7, int((right - left) / 48))))
+    x = Scale(marks[0], marks[-1], left, right)
+    heights = [max(1, len(row.marks)) * _STEP + _PAD for row in rows]
+    bottom = 6 + sum(heights)
+    parts = [line(x(tick), 4, x(tick), bottom, "grid") for tick in marks]
+    parts += _axis(marks, x, bottom, width)
+    if reference is not None:
+        parts.append(line(x(reference), 4, x(reference), bottom, "reference"))
+    top = 6.0
+    for row, height in zip(rows, heights, strict=True):
+        middle = top + height / 2
+        kind = "label" if row.strong else "name"
+        parts.append(text(0, middle + 4, shorten(row.label, label_width, _SIZE), class_=kind))
+        parts.append(text(width, middle + 4, row.note, anchor="end", class_=kind))
+        for place, mark in enumerate(row.marks):
+            parts += _mark(mark, x, middle + (place - (len(row.marks) - 1) / 2) * _STEP)
+        top += height
+    return chart(words, width, bottom + 22, parts)
+
+
+def interval_legend(series: Sequence[str], *, reference: str = "", sure: bool = True) -> Markup:
+    """Explain the markers, and the line if there is one. sure: they have intervals."""
+    scale = Scale(0.0, 1.0, 2.0, 26.0)
+    shown_as = Mark(0.5, 0.0, 1.0) if sure else Mark(0.5)
+    shown = [
+        (sample(*_mark(replace(shown_as, series=index), scale, 6.0)), words)
+        for index, words in enumerate(series)
+    ]
+    if reference:
+        shown.append((sample(line(14, 0, 14, 12, "reference")), reference))
+    return legend(shown)
+
+
+def _axis(marks: Sequence[float], x: Scale, bottom: float, width: float) -> list[Markup]:
+    """Label as many ticks as fit beside each other."""
+    labels, free = tick_labels(marks), -1.0
+    parts: list[Markup] = []
+    for mark, label in zip(marks, labels, strict=True):
+        half = text_width(label, _SIZE) / 2
+        place = min(max(x(mark), half), width - half)
+        if place - half > free:
+            parts.append(text(place, bottom + 16, label, anchor="middle", class_="tick"))
+            free = place + half + 6
+    return parts
+
+
+def _mark(mark: Mark, x: Scale, y: float) -> list[Markup]:
+    index = mark.series % len(SHAPES)
+    parts = []
+    if mark.low is not None and mark.high is not None:
+        parts.append(line(x(mark.low), y, x(mark.high), y, f"whisker s{index}"))
+    parts.append(_shape(SHAPES[index], x(mark.value), y, f"mark s{index}"))
+    return parts
+
+
+def _shape(shape: str, x: float, y: float, class_: str) -> Markup:
+    if shape == "disc":
+        return element("circle", cx=x, cy=y, r=4.6, class_=class_)
+    outlines: dict[str, list[tuple[float, float]]] = {
+        "diamond": [(0, -5.6), (5.6, 0), (0, 5.6), (-5.6, 0)],
+        "square": [(-4.2, -4.2), (4.2, -4.2), (4.2, 4.2), (-4.2, 4.2)],
+        "triangle": [(0, -5), (5, 4), (-5, 4)],
+    }
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outlines[shape])
+    return element("polygon", points=points, class_=class_)
