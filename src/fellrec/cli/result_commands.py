@@ -50,10 +50,11 @@ def table(
     """Write the page that compares all kept results, in Markdown."""
     console = show.make_console(stderr=out is None)
     with waiting(console, "drawing users"):
+        from fellrec.comparison.writing import parts_of_page
         from fellrec.results.cells import read_all
         from fellrec.results.tables import write_page
 
-        text = write_page(read_all(folder), out)
+        text = write_page(read_all(folder), out, parts_of_page(folder))
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -14,10 +14,7 @@ from fellrec.comparison.plan import Planned
 from fellrec.errors import RunError
 from fellrec.federation.origin import code_digest, digest_of
 from fellrec.files import read_json, write_json
-from fellrec.results.cells import Cell, read
-
-CELLS = "cells"
-"""The part of the folder of results that comparisons fill."""
+from fellrec.results.cells import COMPARED, Cell, read
 
 _PEER_CODE = (
     "balance/mixing.py",
@@ -68,7 +65,7 @@ def outcome(planned: Planned, results: Path) -> Outcome:
 
     Raises RunError for a cell that was changed since it was kept.
     """
-    folder = results / CELLS
+    folder = results / COMPARED
     path = next(iter(sorted(folder.glob(f"*-{planned.key}"))), folder / planned.name)
     code = code_of(planned)
     if path.is_dir():

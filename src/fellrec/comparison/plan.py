@@ -16,6 +16,10 @@
     [axes]                            # everything above, once for each value
     "clients.count" = [3, 5]
 
+    [axes.partition]                  # or for each of some settings, by a name for them
+    even = { "clients.partition" = "random" }
+    uneven = { "clients.partition" = "dirichlet", "clients.concentration" = 0.1 }
+
 Every cell is an ordinary run of a recipe. Two cells that ask for the same, in the same or in
 different comparisons, are one.
 """
@@ -81,8 +85,8 @@ class ComparisonFile(Section):
     """Settings of every cell, by dotted key."""
     strategies: dict[str, Settings]
     """What each row of the table changes, by its label."""
-    axes: dict[str, Tuple[Value]] = Field(default_factory=dict)
-    """Dotted keys, each with the values that all rows are run for."""
+    axes: dict[str, Tuple[Value] | dict[str, Settings]] = Field(default_factory=dict)
+    """What all rows are run for: the values of a dotted key, or settings by a name for them."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,11 @@ def _cells(file: ComparisonFile, origin: str) -> Iterator[Planned]:
                 f"strategies.{label}: take another label, of lower-case letters, digits, '.', '+' "
                 f"and '-', at most 40, and not a peer's name ({origin})"
             )
-    for values in itertools.product(*file.axes.values()):
-        axes = tuple(zip(file.axes, values, strict=True))
-        common = {**file.set, **dict(axes)}
+    for points in itertools.product(*(_points(*axis) for axis in file.axes.items())):
+        axes = tuple((key, value) for key, value, _ in points)
+        common = {**file.set}
+        for _, _, settings in points:
+            common |= settings
         for seed in file.seeds:
             base = _config(file, {**common, "seed": seed}, f"{origin}: [set]")
             for peer in file.peers:
@@ -208,6 +214,16 @@ def _cells(file: ComparisonFile, origin: str) -> Iterator[Planned]:
                             "the others; make it an axis"
                         )
                 yield Planned(label, axes, config)
+
+
+def _points(
+    key: str, values: tuple[Value, ...] | dict[str, Settings]
+) -> Iterator[tuple[str, Value, Settings]]:
+    """Yield the points of an axis: its key, the value that is shown, the settings behind it."""
+    if isinstance(values, dict):
+        yield from ((key, name, settings) for name, settings in values.items())
+    else:
+        yield from ((key, value, {key: value}) for value in values)
 
 
 def _config(file: ComparisonFile, changes: Settings, where: str) -> RunConfig:

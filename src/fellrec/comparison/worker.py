@@ -13,16 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import fellrec
-from fellrec.comparison.outcomes import CELLS, code_of
+from fellrec.comparison.outcomes import code_of
 from fellrec.comparison.plan import Comparison, Planned
 from fellrec.errors import FellrecError
 from fellrec.evaluation.ranking import mean_metrics
+from fellrec.federation.dryrun import dry_run
 from fellrec.federation.origin import sessions
 from fellrec.federation.runs import train
 from fellrec.federation.workspace import share_data
 from fellrec.files import finite
 from fellrec.peers import run_peer
-from fellrec.results.cells import write
+from fellrec.results.cells import COMPARED, write
 from fellrec.results.keeping import describe, keep_alone
 
 REFUSED = 2
@@ -37,7 +38,8 @@ def work(planned: Planned, runs: Path, results: Path) -> None:
             run.rename(run.with_name(f"{run.name}.by-{min(others)}"))
         if not (run / "summary.json").is_file():
             train(planned.config, run, resume=(run / "config.toml").is_file())
-        keep_alone(run, results / CELLS, planned.name)
+        memory = dry_run(planned.config)["memory"]
+        keep_alone(run, results / COMPARED, planned.name, {"memory": memory})
     else:
         _keep_peer(planned, planned.peer, results)
 
@@ -77,7 +79,7 @@ def _keep_peer(planned: Planned, peer: str, results: Path) -> None:
         "code": [code_of(planned)],
         "data": describe(config, dataset, split),
     }
-    write(results / CELLS / planned.name, None, finite(summary), found.scores, origin)
+    write(results / COMPARED / planned.name, None, finite(summary), found.scores, origin)
 
 
 def main() -> None:

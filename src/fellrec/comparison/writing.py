@@ -7,9 +7,11 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fellrec.comparison.plan import Comparison
+from fellrec.comparison.course import Course
+from fellrec.comparison.plan import Comparison, comparisons
+from fellrec.comparison.running import outcomes
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared, Row, Table
+from fellrec.comparison.table import Compared, Row, Table, compare
 from fellrec.errors import RunError
 from fellrec.files import write_bytes
 from fellrec.results.markdown import NOTHING, metric_name, table_text
@@ -92,6 +94,20 @@ def as_markdown(compared: Compared, command: str) -> str:
     return "\n".join(parts)
 
 
+def parts_of_page(results: Path) -> list[str]:
+    """Return the part of the page of results of each shipped comparison that has a result.
+
+    Raises RunError for a cell that was changed since it was kept.
+    """
+    parts = []
+    for name in comparisons():
+        comparison = Comparison.read(name)
+        found = outcomes(comparison, results)
+        if any(each.cell is not None for each in found):
+            parts.append(as_markdown(compare(comparison, found), f"fellrec compare {name}"))
+    return parts
+
+
 def _scores(compared: Compared, table: Table) -> str:
     reference = compared.file.reference
     metrics = [f"recall@{compared.file.shown}", f"ndcg@{compared.file.shown}"]
@@ -102,6 +118,8 @@ def _scores(compared: Compared, table: Table) -> str:
         header.append(f"share of {compared.file.ceiling}")
     lines = []
     for row in table.rows:
+        if not row.cells:
+            continue
         line = [_label(row), str(len(row.cells))]
         line += [plain(row.overall.get(metric)) for metric in metrics]
         if reference:
@@ -150,7 +168,7 @@ def _courses(compared: Compared, table: Table) -> str:
         "attention's spread",
     ]
     header += [f"rounds to {compared.file.reference}'s best", "seconds to it"]
-    header += ["seconds of training", "bytes up and down", "client's share"]
+    header += ["seconds of training", "bytes up and down", "client's share", "client's memory"]
     lines = []
     for row in rows:
         course = row.course
@@ -165,16 +183,31 @@ def _courses(compared: Compared, table: Table) -> str:
                 _label(row),
                 f"{sum(course.best) / len(course.best):.4f}",
                 f"{sum(course.flat)} of {len(course.flat)}",
-                f"{sum(course.heated) / len(course.heated):.0%}",
+                _heated(row, course),
                 f"{max(max(each) for each in course.spread):.4f}",
                 rounds,
                 seconds,
                 _mean(list(course.seconds)),
                 f"{(costs[0]['bytes_up'] + costs[0]['bytes_down']) / 2**20:,.0f} MiB",
                 f"{costs[0]['client_parameter_share']:.1%}",
+                _memory(row),
             ]
         )
     return table_text(header, lines)
+
+
+def _heated(row: Row, course: Course) -> str:
+    """Return the share of rounds in which heating held clients back, where there is heating."""
+    configs = [cell.config for cell in row.cells if cell.config is not None]
+    if any(config.balance.strategy != "fellrec" for config in configs):
+        return NOTHING
+    return f"{sum(course.heated) / len(course.heated):.0%}"
+
+
+def _memory(row: Row) -> str:
+    """Return what a client needs in training, as foreseen; nothing where a cell does not say."""
+    memory = row.cells[0].origin.get("memory")
+    return NOTHING if memory is None else f"{memory['client']['total'] / 2**20:,.0f} MiB"
 
 
 def _missing(table: Table) -> list[str]:
@@ -183,10 +216,12 @@ def _missing(table: Table) -> list[str]:
         lines += [
             f"- `{row.label}`, seed {seed}, **failed**: {why}\n" for seed, why in row.failures
         ]
-        if row.missing:
-            lines.append(f"- `{row.label}`: not run yet for {_seeds(row.missing)}\n")
-        if row.old:
-            lines.append(f"- `{row.label}`: made by an earlier state of the code\n")
+    absent = [f"{_label(row)} ({_seeds(row.missing)})" for row in table.rows if row.missing]
+    if absent:
+        lines.append(f"- not run yet: {', '.join(absent)}\n")
+    old = [_label(row) for row in table.rows if row.old]
+    if old:
+        lines.append(f"- made by an earlier state of the code: {', '.join(old)}\n")
     return ["".join(lines)] if lines else []
 
 

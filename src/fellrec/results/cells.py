@@ -35,6 +35,8 @@ Scores = Mapping[str, NDArray[np.float64]]
 
 RECIPE, SUMMARY, SCORES, ORIGIN = "config.toml", "summary.json", "scores.csv", "origin.json"
 ROUNDS = "rounds.jsonl"
+COMPARED = "cells"
+"""The folder, beside those of results, that comparisons fill."""
 POPULARITY = "popularity"
 """What the summary of the baseline calls its recommender."""
 
@@ -98,8 +100,12 @@ def read(path: Path) -> Cell:
 
 
 def read_all(folder: Path) -> list[Cell]:
-    """Read every cell of a folder, by name; RunError when there is none."""
+    """Read every cell of a folder, by name; RunError when there is none.
+
+    Those of comparisons, in its folder `cells`, are not among them.
+    """
     found = sorted(path for path in folder.glob("*") if not path.name.startswith("."))
+    found = [path for path in found if path.name != COMPARED]
     cells = [read(path) for path in found if path.is_dir()]
     if not cells:
         raise RunError(f"{folder}: no results yet; keep a finished run with fellrec results add")

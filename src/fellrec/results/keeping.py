@@ -54,24 +54,30 @@ def keep(
     name: the run's folder's unless given. replace: put it in the place of a cell of that name.
     Raises as `keep_alone`.
     """
-    cell, config, dataset, split = _keep(run, folder, name, replace, progress)
+    cell, config, dataset, split = _keep(run, folder, name, replace, progress, {})
     progress("ranking by popularity")
     return Kept(cell, _keep_popularity(folder, config, dataset, split, cell.origin["data"]))
 
 
-def keep_alone(run: Path, folder: Path, name: str) -> Cell:
+def keep_alone(run: Path, folder: Path, name: str, also: Mapping[str, Any]) -> Cell:
     """Keep a finished run as a cell, in the place of one of that name, and nothing beside it.
 
-    The data set is loaded, since the order of its users is that of the scores.
+    also: what origin.json says besides. The data set is loaded, since the order of its users is
+    that of the scores.
 
     Raises RunError when the run is not finished, its scores are not all there or contradict its
     summary, or, in `keep`, the name is taken.
     """
-    return _keep(run, folder, name, True, lambda what: None)[0]
+    return _keep(run, folder, name, True, lambda what: None, also)[0]
 
 
 def _keep(
-    run: Path, folder: Path, name: str | None, replace: bool, progress: Callable[[str], None]
+    run: Path,
+    folder: Path,
+    name: str | None,
+    replace: bool,
+    progress: Callable[[str], None],
+    also: Mapping[str, Any],
 ) -> tuple[Cell, RunConfig, Dataset, Split]:
     name = run.resolve().name if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):  # as for runs
@@ -95,6 +101,7 @@ def _keep(
         "seconds": None if None in seconds or not worked else round(sum(filter(None, seconds)), 1),
         "code": list(dict.fromkeys(session.code for session in worked)),
         "data": data,
+        **also,
     }
     rounds = _rounds(run, len(summary["clients"]))
     recipe = config.to_toml()

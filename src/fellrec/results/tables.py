@@ -38,12 +38,14 @@ parameters of client and server.
 """
 
 
-def write_page(cells: Sequence[Cell], out: Path | None = None) -> str:
-    """Return the page, and write it to a file if one is given.
+def write_page(
+    cells: Sequence[Cell], out: Path | None = None, comparisons: Sequence[str] = ()
+) -> str:
+    """Return the page, and write it to a file if one is given; see `page`.
 
     Raises RunError when the file can't be written.
     """
-    text = page(cells)
+    text = page(cells, comparisons)
     if out is not None:
         try:
             write_bytes(out, text.encode())
@@ -52,9 +54,12 @@ def write_page(cells: Sequence[Cell], out: Path | None = None) -> str:
     return text
 
 
-def page(cells: Sequence[Cell]) -> str:
-    """Write the page: for each data set, and each set of users that a run scored, a comparison."""
-    parts = [_PREFACE]
+def page(cells: Sequence[Cell], comparisons: Sequence[str] = ()) -> str:
+    """Write the page: for each data set, and each set of users that a run scored, a comparison.
+
+    comparisons: parts in Markdown that come before these.
+    """
+    parts = [_PREFACE, *comparisons]
     by_data = sorted(cells, key=_data)
     for _, group in groupby(by_data, key=_data):
         parts += _data_set(list(group))
