@@ -140,7 +140,7 @@ def test_wide_content_stays_within_the_terminal(width: int) -> None:
     for table in (
         show.sample_table([sample], 1682),
         show.recommendation_table(sample.recommended),
-        show.recipe_table([("name", long)]),
+        show.recipe_table("recipe", [("name", long)]),
         show.facts([("label", long)]),
     ):
         assert max(map(len, rendered(table, width))) <= width

@@ -282,9 +282,9 @@ def known_table(entries: Sequence[Known]) -> Table:
     return table
 
 
-def recipe_table(rows: Sequence[tuple[str, str]]) -> Table:
-    """Show recipes and what each is for."""
-    table = make_table("recipe", "what it is")
+def recipe_table(kind: str, rows: Sequence[tuple[str, str]]) -> Table:
+    """Show recipes, or another kind of shipped files, and what each is for."""
+    table = make_table(kind, "what it is")
     for name, text in rows:
         table.add_row(name, text)
     return table

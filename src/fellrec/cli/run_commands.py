@@ -272,9 +272,14 @@ def export(
 
 
 def recipes() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes and comparisons."""
     from fellrec import config
+    from fellrec.comparison.plan import comparisons
     from fellrec.recipes import about
 
+    console = show.make_console()
     rows = [(name, about(name)) for name in config.recipes()]
-    show.make_console().print(show.recipe_table(rows))
+    console.print(show.recipe_table("recipe", rows))
+    console.print()
+    rows = [(name, about(name, "fellrec.comparisons")) for name in comparisons()]
+    console.print(show.recipe_table("comparison", rows))

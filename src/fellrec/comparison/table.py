@@ -23,6 +23,7 @@ from fellrec.comparison.statistics import (
     clients_of,
     estimate,
     jain,
+    lowest,
     quotient,
     relative_gap,
     scores_of,

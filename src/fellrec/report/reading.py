@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,8 +163,7 @@ def _rounds(path: Path) -> list[RoundLog]:
     """Read the log, a line per round and client; none where no round was asked for."""
     if not path.exists():
         return []
-    lines: dict[int, dict[str, Line]] = {}
-    failed: dict[int, dict[str, str]] = {}
+    lines = list[Line]()
     try:
         texts = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -172,9 +171,19 @@ def _rounds(path: Path) -> list[RoundLog]:
     for place, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            number, client = int(line["round"]) + 1, str(line["client"])
+            int(line["round"]), str(line["client"])
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}:{place}: not a line of a run's log ({error!r})") from error
+        lines.append(line)
+    return round_logs(lines)
+
+
+def round_logs(log: Iterable[Line]) -> list[RoundLog]:
+    """Sort the lines of a log by round; each has `round` and `client`."""
+    lines: dict[int, dict[str, Line]] = {}
+    failed: dict[int, dict[str, str]] = {}
+    for line in log:
+        number, client = int(line["round"]) + 1, str(line["client"])
         if "failed" in line:
             failed.setdefault(number, {})[client] = str(line["failed"])
         else:

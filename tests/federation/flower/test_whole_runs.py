@@ -46,6 +46,12 @@ CASES: Mapping[str, Mapping[str, object]] = {
         "balance.weighting": "examples",
         "model.k_out": 2,
     },
+    # A pull on both sides of the cut, and halves of the adapter that rest in turn.
+    "fedprox": {
+        "balance.strategy": "fedprox",
+        "balance.proximal": 0.5,
+        "lora.alternate": True,
+    },
     "local, no trunk": {"balance.strategy": "local", "model.k_out": 2},
     "no round": {"train.rounds": 0},
 }

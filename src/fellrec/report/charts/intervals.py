@@ -45,24 +45,37 @@ def interval_chart(
     width: float,
     zero: bool = True,
     reference: float | None = None,
+    second: float | None = None,
+    span: Sequence[float] = (),
+    names: float = 0.28,
+    label: str = "",
 ) -> Markup:
-    """Draw the rows on one scale. zero: it begins at 0. reference: a value to draw a line at."""
+    """Draw the rows on one scale.
+
+    zero: it begins at 0. reference, second: values to draw a dashed and a dotted line at. span:
+    values that the scale must reach as well, for charts side by side. names: the largest share of
+    the width that the rows' labels get. label: above the chart.
+    """
     label_width = min(
-        max((text_width(row.label, _SIZE) for row in rows), default=0.0), 0.28 * width
+        max((text_width(row.label, _SIZE) for row in rows), default=0.0), names * width
     )
     note_width = max((text_width(row.note, _SIZE) for row in rows), default=0.0)
     left, right = label_width + 14, width - note_width - 14
     ends = [end for row in rows for mark in row.marks for end in (mark.low, mark.value, mark.high)]
-    low, high = extent([*ends, reference, *([0.0] if zero else [])]) or (0.0, 1.0)
+    every = [*ends, reference, second, *span, *([0.0] if zero else [])]
+    low, high = extent(every) or (0.0, 1.0)
     marks = ticks(low, high, max(3, min(7, int((right - left) / 48))))
     x = Scale(marks[0], marks[-1], left, right)
     heights = [max(1, len(row.marks)) * _STEP + _PAD for row in rows]
-    bottom = 6 + sum(heights)
-    parts = [line(x(tick), 4, x(tick), bottom, "grid") for tick in marks]
+    above = 20.0 if label else 0.0
+    bottom = above + 6 + sum(heights)
+    parts = [text(0, 12, shorten(label, width, 13), class_="label")] if label else []
+    parts += [line(x(tick), above + 4, x(tick), bottom, "grid") for tick in marks]
     parts += _axis(marks, x, bottom, width)
-    if reference is not None:
-        parts.append(line(x(reference), 4, x(reference), bottom, "reference"))
-    top = 6.0
+    for value, kind in ((reference, "reference"), (second, "reference dotted")):
+        if value is not None:
+            parts.append(line(x(value), above + 4, x(value), bottom, kind))
+    top = above + 6.0
     for row, height in zip(rows, heights, strict=True):
         middle = top + height / 2
         kind = "label" if row.strong else "name"
@@ -74,16 +87,19 @@ def interval_chart(
     return chart(words, width, bottom + 22, parts)
 
 
-def interval_legend(series: Sequence[str], *, reference: str = "", sure: bool = True) -> Markup:
-    """Explain the markers, and the line if there is one. sure: they have intervals."""
+def interval_legend(
+    series: Sequence[str], *, reference: str = "", second: str = "", sure: bool = True
+) -> Markup:
+    """Explain the markers, and the lines if there are any. sure: they have intervals."""
     scale = Scale(0.0, 1.0, 2.0, 26.0)
     shown_as = Mark(0.5, 0.0, 1.0) if sure else Mark(0.5)
     shown = [
         (sample(*_mark(replace(shown_as, series=index), scale, 6.0)), words)
         for index, words in enumerate(series)
     ]
-    if reference:
-        shown.append((sample(line(14, 0, 14, 12, "reference")), reference))
+    for words, kind in ((reference, "reference"), (second, "reference dotted")):
+        if words:
+            shown.append((sample(line(14, 0, 14, 12, kind)), words))
     return legend(shown)
 
 

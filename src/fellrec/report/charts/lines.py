@@ -1,4 +1,4 @@
-"""Lines over rounds: one panel, made to stand beside others on the same scales."""
+"""Lines over rounds, or other steps: one panel, made to stand beside others on the same scales."""
 
 from __future__ import annotations
 
@@ -37,22 +37,30 @@ class LineFrame:
     """What panels side by side share.
 
     width, height: pixels. rounds: first and last. ticks: of the y axis, ascending, at least two.
+    places: what stands below the axis in the place of rounds, a label for each from the first on.
     """
 
     width: float
     height: float
     rounds: tuple[int, int]
     ticks: tuple[float, ...]
+    places: tuple[str, ...] = ()
 
     @classmethod
     def around(
-        cls, values: Iterable[float | None], rounds: tuple[int, int], *, small: bool = False
+        cls,
+        values: Iterable[float | None],
+        rounds: tuple[int, int],
+        *,
+        small: bool = False,
+        places: Sequence[str] = (),
     ) -> LineFrame:
         """Fit the axes to all values that will be shown; small: for dozens of panels."""
         low, high = extent(values) or (0.0, 1.0)
         marks = ticks(low, high, 3 if small else 5)
         width, height = (164.0, 104.0) if small else (300.0, 184.0)
-        return cls(width, height, rounds, tuple((marks[0], marks[-1]) if small else marks))
+        shown = tuple((marks[0], marks[-1]) if small else marks)
+        return cls(width, height, rounds, shown, tuple(places))
 
 
 def line_chart(
@@ -80,7 +88,7 @@ def line_chart(
         text(left - 5, y(tick) + 4, words_, anchor="end", class_="tick")
         for tick, words_ in zip(frame.ticks, labels, strict=True)
     ]
-    parts += _rounds(frame, x, bottom)
+    parts += _places(frame, x, bottom) if frame.places else _rounds(frame, x, bottom)
     for each in sorted(lines, key=lambda one: -STYLES.index(one.style)):
         parts += _drawn(each, x, y, dots=frame.width > 200)
     parts += [_cross(x(float(each)), bottom - 8) for each in gone]
@@ -130,6 +138,19 @@ def _rounds(frame: LineFrame, x: Scale, bottom: float) -> list[Markup]:
         place = min(x(mark), frame.width - half)
         if place - half >= free:
             parts.append(text(place, y, str(mark), anchor="middle", class_="tick"))
+            free = place + half + 6
+    return parts
+
+
+def _places(frame: LineFrame, x: Scale, bottom: float) -> list[Markup]:
+    """Label the steps by their own names, as many as have room beside each other."""
+    free, parts = -1.0, []
+    for number, named in enumerate(frame.places, start=frame.rounds[0]):
+        shown = shorten(named, 0.6 * frame.width, _SIZE)
+        half = text_width(shown, _SIZE) / 2
+        place = min(max(x(number), half), frame.width - half)
+        if place - half >= free:
+            parts.append(text(place, bottom + 16, shown, anchor="middle", class_="tick"))
             free = place + half + 6
     return parts
 

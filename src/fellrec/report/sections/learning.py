@@ -24,13 +24,14 @@ def section(run: FinishedRun) -> Section:
     if not run.rounds:
         said = "No round was run: the base was scored as it comes, so there is nothing to follow."
         return Section("learning", heading, [Text([said])])
-    blocks: list[Block] = [_validation(run), _losses(run)]
+    blocks: list[Block] = [validation(run), _losses(run)]
     if any(each.failed for each in run.rounds):
         blocks.append(_failures(run))
     return Section("learning", heading, blocks)
 
 
-def _validation(run: FinishedRun) -> Figure:
+def validation(run: FinishedRun, *, prefix: str = "", most: int = PANELS) -> Figure:
+    """Draw each client's validation scores. prefix: of the charts' names. most: panels."""
     metric = words.metric(run.metric)
     before = any(value is not None for each in run.rounds for value in each.values(_BEFORE))
     every = [
@@ -40,7 +41,7 @@ def _validation(run: FinishedRun) -> Figure:
     best = {str(client["id"]): client for client in run.clients}
     mean = _mean(run, _AFTER)
     charts = []
-    for index, name in enumerate(_shown(run)):
+    for index, name in enumerate(run.names[:most]):
         lines = [Line(_points(run, name, _AFTER))]
         if before:
             lines.append(Line(_points(run, name, _BEFORE), "second"))
@@ -50,7 +51,7 @@ def _validation(run: FinishedRun) -> Figure:
         reached, at = top.get("valid"), top.get("best_round") or None
         note = words.score(reached) if frame.width < 200 else _best_note(reached, at)
         told = Words(
-            f"valid-{index}",
+            f"{prefix}valid-{index}",
             f"Validation {metric} of client {name} by round",
             _course(run, name, metric) + (f" Best in round {at}." if at else ""),
         )
@@ -68,7 +69,7 @@ def _validation(run: FinishedRun) -> Figure:
     entries = [("main", "the client's mixed model")]
     entries += [("second", "its model before mixing")] if before else []
     entries += [("context", "mean of all clients")] if len(run.names) > 1 else []
-    lead = f"{_gain(run, metric)} The mixed model is scored before it trains on.{_more(run)}"
+    lead = f"{_gain(run, metric)} The mixed model is scored before it trains on.{_more(run, most)}"
     columns = ["client", "round", "before mixing", metric]
     rows = [
         [name, str(each.number), words.score(each.value(name, _BEFORE)), _or_failed(run, name, at)]
@@ -89,7 +90,7 @@ def _losses(run: FinishedRun) -> Figure:
     frame = _frame(run, [value for each in run.rounds for value in each.values("loss")])
     mean = _mean(run, "loss")
     charts = []
-    for index, name in enumerate(_shown(run)):
+    for index, name in enumerate(run.names[:PANELS]):
         points = _points(run, name, "loss")
         known = [value for _, value in points if value is not None]
         told = Words(
@@ -130,17 +131,13 @@ def _failures(run: FinishedRun) -> Table:
     return Table("Rounds that a client failed", ["round", "client", "reason"], rows, words=(1, 2))
 
 
-def _shown(run: FinishedRun) -> list[str]:
-    return run.names[:PANELS]
-
-
 def _layout(run: FinishedRun) -> str:
     return "small" if len(run.names) > _LARGE else "panels"
 
 
-def _more(run: FinishedRun) -> str:
-    hidden = len(run.names) - PANELS
-    return f" The {PANELS} largest clients are drawn; the table has all." if hidden > 0 else ""
+def _more(run: FinishedRun, most: int) -> str:
+    hidden = len(run.names) - most
+    return f" The {most} largest clients are drawn; the table has all." if hidden > 0 else ""
 
 
 def _frame(run: FinishedRun, values: Sequence[float | None]) -> LineFrame:

@@ -39,7 +39,7 @@ def section(run: FinishedRun) -> Section:
         return Section("mixing", heading, [Text(["No round was run, so nothing was mixed."])])
     blocks: list[Block] = [
         figure
-        for figure in (_attention(run), _spread(run), _warmth(run), _weights(run))
+        for figure in (attention(run), _spread(run), warmth(run), _weights(run))
         if figure is not None
     ]
     return Section("mixing", heading, blocks)
@@ -53,7 +53,8 @@ def pick(rounds: Sequence[RoundLog], count: int) -> list[RoundLog]:
     return [rounds[place] for place in sorted(places)]
 
 
-def _attention(run: FinishedRun) -> Figure | None:
+def attention(run: FinishedRun, *, prefix: str = "") -> Figure | None:
+    """Draw the matrices of M1; None where none was logged. prefix: of the charts' names."""
     shown = [each for each in run.rounds if each.matrix("attention")]
     values = [value for each in shown for value in _off_diagonal(each)]
     ends = extent(values)
@@ -74,7 +75,8 @@ def _attention(run: FinishedRun) -> Figure | None:
         f"{said}: between different clients it ran from {ends[0]:.3f} to {ends[1]:.3f}. It says "
         "how alike two clients' adapters are; the diagonal, always 1, is left open."
     )
-    return _matrices(run, shown, "attention", "Attention between clients (M1)", lead, shade, badge)
+    heading = "Attention between clients (M1)"
+    return _matrices(run, shown, "attention", heading, lead, shade, badge, prefix)
 
 
 def _weights(run: FinishedRun) -> Figure | None:
@@ -105,6 +107,7 @@ def _matrices(
     lead: str,
     shade: Shade,
     badge: str,
+    prefix: str = "",
 ) -> Figure:
     """Draw a matrix for each round, or for a choice of them where there are many."""
     large = len(run.names) > _NUMBERED
@@ -114,7 +117,7 @@ def _matrices(
         names, cells = _cells(run, each, key)
         state = "" if key != "attention" or each.active else " · inactive"
         told = Words(
-            f"{key}-{each.number}", f"{heading}, round {each.number}", _point(names, cells)
+            f"{prefix}{key}-{each.number}", f"{heading}, round {each.number}", _point(names, cells)
         )
         grid = Grid(names, names, cells)
         label = f"round {each.number}{state}"
@@ -186,7 +189,8 @@ def _spread(run: FinishedRun) -> Figure | None:
     )
 
 
-def _warmth(run: FinishedRun) -> Figure | None:
+def warmth(run: FinishedRun, *, prefix: str = "") -> Figure | None:
+    """Draw each client's warmth; None where none was logged. prefix: of the charts' names."""
     names = run.names[:SHOWN]
     chosen = pick(run.rounds, 20)
     values = [[each.value(name, "warmth") for each in chosen] for name in names]
@@ -197,7 +201,7 @@ def _warmth(run: FinishedRun) -> Figure | None:
     charts: list[Markup] = []
     point = f"Warmth runs from {ends[0]:.2f} to {ends[1]:.2f}."
     for width, size in ((_WIDE, "wide"), (_NARROW, "narrow")):
-        told = Words(f"warmth-{size}", "Warmth of each client by round", point)
+        told = Words(f"{prefix}warmth-{size}", "Warmth of each client by round", point)
         grid = Grid(names, columns, values)
         charts.append(heat_map(told, grid, Shade(0.0, 1.0), width=width, label="round"))
     rows = [
