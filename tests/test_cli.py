@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -444,6 +445,50 @@ def test_results_that_are_missing_are_made(recipe: Path, tmp_path: Path) -> None
     result = call("results", "run", recipe, *folders)
     assert result.stdout.splitlines()[-1] == f"kept {tmp_path}/results/toys"
     assert "| `toys` |" in call("results", "table", *folders[2:]).stdout
+
+
+@pytest.mark.integration
+def test_compare_makes_cells_shows_them_and_says_what_failed(recipe: Path, tmp_path: Path) -> None:
+    """Two real workers at a time: a peer, and a strategy that the data refuse."""
+    comparison = tmp_path / "mine.toml"
+    comparison.write_text(
+        f'name = "mine"\nrecipe = "{recipe}"\npeers = ["popularity"]\n'
+        '[strategies.many]\n"clients.partition" = "random"\n"clients.count" = 99\n'
+    )
+    folders = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    command = ("compare", comparison, *folders)
+    result = call(*command, "--jobs", 2)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert not result.stderr and not CONTROL.search(result.stdout)
+    ended = sorted(line[8:] for line in result.stdout.splitlines()[:2])
+    assert ended[0].startswith("many seed 0 failed: ") and "99 clients for 27 users" in ended[0]
+    assert ended[1] == "popularity seed 0 is done"
+    assert re.search(
+        r"^popularity +1 +0\.\d{4} +0\.\d{4} +0\.\d{3} … ", result.stdout, re.MULTILINE
+    )
+    assert re.search(r"^many +0 of 1 +– +–", result.stdout, re.MULTILINE)
+    assert "many, seed 0, failed: 99 clients" in result.stdout
+    # Nothing is made a second time, and the figures are those of the file.
+    again = call(*command, "--json")
+    assert again.exit_code == 0 and " of " not in again.stderr
+    rows = json.loads(again.stdout)
+    with (tmp_path / "runs" / "mine" / "comparison.csv").open() as file:
+        assert rows == list(csv.DictReader(file))
+    assert {row["strategy"] for row in rows if row["figure"] == "score"} == {"popularity"}
+
+
+def test_a_comparison_that_cannot_be_made_is_one_line(recipe: Path, tmp_path: Path) -> None:
+    comparison = tmp_path / "mine.toml"
+    comparison.write_text(f'name = "mine"\nrecipe = "{recipe}"\n[strategies.plain]\n')
+    folders = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    assert "no comparison is named 'nope'" in refused(call("compare", "nope", *folders))
+    line = refused(call("compare", comparison, *folders, "--only", "other"))
+    assert line == "--only other: there is no such row; there are plain"
+    with comparison.open("a") as file:
+        file.write('"train.round" = 1\n')
+    line = refused(call("compare", comparison, *folders))
+    assert line.startswith("mine.toml: [strategies.plain]: train.round: unknown key")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(

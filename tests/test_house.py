@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # part of the package -> what it may not import
-ABOVE = ("serving", "results", "report")
+ABOVE = ("serving", "results", "comparison", "report")
 FORBIDDEN = {
     "data": ("split", "federation", "models", "balance", "evaluation", "peers", *ABOVE),
     "models": ("split", "federation", "balance", "evaluation", "peers", *ABOVE),
@@ -26,11 +26,19 @@ FORBIDDEN = {
     "evaluation": ("federation", "balance", "peers", *ABOVE),
     "federation": ("peers", *ABOVE),
     "peers": ("split", "federation", *ABOVE),
-    "serving": ("results", "report"),
-    "results": ("report",),
+    "serving": ("results", "comparison", "report"),
+    "results": ("comparison", "report"),
+    "comparison": ("report",),
     "report.charts": (
         *("data", "models", "split", "federation", "balance", "evaluation", "config", "serving"),
-        *("results", "report.sections", "report.reading", "report.blocks", "report.frame"),
+        *(
+            "results",
+            "comparison",
+            "report.sections",
+            "report.reading",
+            "report.blocks",
+            "report.frame",
+        ),
     ),
     "split.remote": ("split.trunk",),
 }
@@ -160,6 +168,11 @@ def test_every_module_says_what_it_is(path: Path) -> None:
         ("fellrec.peers.running", "from fellrec.federation.workspace import share_data", True),
         ("fellrec.peers.running", "from fellrec.cli import app", True),
         ("fellrec.results.tables", "from fellrec.report import write_report", True),
+        ("fellrec.results.plan", "from fellrec.comparison.plan import Comparison", True),
+        ("fellrec.comparison.writing", "from fellrec.report import write_comparison", True),
+        ("fellrec.comparison.table", "from fellrec.results.cells import Cell", False),
+        ("fellrec.report.comparison_page", "from fellrec.comparison.table import Row", False),
+        ("fellrec.report.charts.lines", "from fellrec.comparison.course import Course", True),
         ("fellrec.report.sections.cost", "from fellrec.split.ledger import LedgerRow", False),
         ("fellrec.report.charts.heat", "from fellrec.report.charts.svg import text", False),
         ("fellrec.report.charts.heat", "from fellrec.report.reading import read_run", True),

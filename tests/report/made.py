@@ -50,20 +50,20 @@ def write_run(
     lines = [
         line
         for number in range(rounds)
-        for line in _round(names, number, failed or {}, rng, spread=spread, kept=kept)
+        for line in round_lines(names, number, failed or {}, rng, spread=spread, kept=kept)
     ]
     if lines:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (path / "metrics.jsonl").write_text(text)
     _write_ledger(path, names, rounds)
-    scores = {name: _scores(rng, SHIFTS[index % 5]) for index, name in enumerate(names)}
+    scores = {name: draw_scores(rng, SHIFTS[index % 5]) for index, name in enumerate(names)}
     if kept:
         for index, name in enumerate(names):
             folder = path / "clients" / name
             folder.mkdir(parents=True)
             frame = pd.DataFrame({"user": [f"{index}-{user}" for user in range(USERS)]})
             frame.assign(**scores[name]).to_parquet(folder / "scores.parquet", index=False)
-    summary = _summary(names, rounds, lines, scores, kept=kept)
+    summary = make_summary(names, rounds, lines, scores, kept=kept)
     (path / "summary.json").write_text(json.dumps(summary))
     return path
 
@@ -74,7 +74,7 @@ def edit_summary(path: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def _round(
+def round_lines(
     names: Sequence[str],
     number: int,
     failed: Mapping[tuple[int, str], str],
@@ -83,6 +83,7 @@ def _round(
     spread: float,
     kept: bool,
 ) -> list[dict[str, Any]]:
+    """Return what a run logs of one round; see `write_run`."""
     here = [name for name in names if (number, name) not in failed]
     size = len(here)
     noise = rng.uniform(0.0, spread, (size, size))
@@ -135,7 +136,8 @@ def _write_ledger(path: Path, names: Sequence[str], rounds: int) -> None:
     ledger.append_csv(path / "ledger.csv")
 
 
-def _scores(rng: np.random.Generator, shift: float) -> dict[str, Any]:
+def draw_scores(rng: np.random.Generator, shift: float) -> dict[str, Any]:
+    """Draw scores of a client's users by metric, better ones for a larger shift."""
     ranks = rng.geometric(0.02 + 0.3 * max(shift + 0.05, 0.01), USERS)
     return {
         metric: np.where(
@@ -147,7 +149,7 @@ def _scores(rng: np.random.Generator, shift: float) -> dict[str, Any]:
     }
 
 
-def _summary(
+def make_summary(
     names: Sequence[str],
     rounds: int,
     lines: Sequence[Mapping[str, Any]],
@@ -155,6 +157,7 @@ def _summary(
     *,
     kept: bool,
 ) -> dict[str, Any]:
+    """Return a run's summary; lines: of its log. scores: by client and metric."""
     means = {name: mean_metrics(dict(scores[name])) for name in names}
     joined = {m: np.concatenate([scores[name][m] for name in names]) for m in METRICS}
     clients = []

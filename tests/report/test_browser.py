@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from fellrec.evaluation.bootstrap import Interval
-from fellrec.report import Reference, write_report
+from fellrec.report import Reference, write_comparison, write_report
+from tests.report.made_comparison import STRATEGIES, made_up, write_file
 
 CHROMIUM = Path("/usr/bin/chromium")
 NARROW, WIDE = 400, 1400
@@ -103,6 +104,25 @@ def pages(
 
 
 @pytest.fixture(scope="module")
+def comparisons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the page of a comparison of twenty rows, and one of several tables."""
+    folder = tmp_path_factory.mktemp("comparisons")
+    more = [f"fellrec-variant-{number}" for number in range(14)]
+    longest = "a-label-as-long-as-a-label-is-allowed-be"
+    rows = STRATEGIES | {label: {"balance.beta": 2.0} for label in [*more, longest]}
+    few = {label: STRATEGIES[label] for label in ("fedavg", "fellrec")}
+    axes = {"clients.count": [2, 12]}
+    files = {
+        "rows": write_file(folder / "rows.toml", strategies=rows, peers=["popularity"]),
+        "axes": write_file(folder / "axes.toml", strategies=few, axes=axes),
+    }
+    return {
+        name: write_comparison(made_up(file, rounds=3), folder / f"{name}.html", examples=0)
+        for name, file in files.items()
+    }
+
+
+@pytest.fixture(scope="module")
 def people(undisturbed: Path, toys_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page of a run that was really trained, with its users."""
     return write_report(undisturbed, tmp_path_factory.mktemp("people") / "people.html")
@@ -139,6 +159,20 @@ def test_charts_are_legible_and_named_and_nothing_overflows(
         assert wrong == [] and charts >= 2
         excess, wide = page.evaluate(TOO_WIDE)
         assert excess <= 0 and wide == []
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("kind", ["rows", "axes"])
+def test_a_comparison_is_legible_with_all_of_it_opened(
+    kind: str, width: int, browser: Browser, comparisons: dict[str, Path]
+) -> None:
+    with opened(browser, comparisons[kind], width, "dark") as page:
+        excess, wide = page.evaluate(TOO_WIDE)
+        assert excess <= 0 and wide == []
+        charts, wrong = page.evaluate(CHARTS)
+        assert wrong == [] and charts > 20
+        title = "NDCG@10 over fedavg"
+        assert page.get_by_role("img", name=title).count() == (1 if kind == "rows" else 2)
 
 
 def test_the_reader_of_a_screen_hears_every_chart(browser: Browser, pages: dict[str, Path]) -> None:

@@ -248,3 +248,48 @@ def test_parts_of_bars_differ_in_more_than_colour() -> None:
     legend = str(bar_legend("kinds", ["a", "b", "c", "d"]))
     ids = re.findall(r'id="([^"]+)"', legend)
     assert len(ids) == len(set(ids)) == 8
+
+
+def test_stacked_rows_give_the_marks_the_whole_width() -> None:
+    named = "a strategy with a long name"
+    rows = [Row(named, "0.1234", [Mark(0.2, 0.1, 0.3)]), Row("b", "1", [])]
+    beside, above = (
+        interval_chart(WORDS, rows, width=330, stacked=stacked, reference=0.15, second=0.25)
+        for stacked in (False, True)
+    )
+
+    def length(svg: Markup) -> float:
+        (bar,) = of_class(svg, "whisker")
+        return number(bar, "x2") - number(bar, "x1")
+
+    assert length(above) > 1.5 * length(beside)
+    assert named in texts(above) and named not in texts(beside)
+    # A piece of each line stands in each row, below its label.
+    for line in of_class(above, "reference"):
+        assert line.tag.endswith("path") and line.attrib["d"].count("M") == 2
+    label = next(each for each in parsed(above).iter("text") if each.text == "b")
+    (disc,) = of_class(above, "mark")
+    assert number(label, "y") > number(disc, "cy")
+    short = [Row("a", "1", [Mark(0.2)])]
+    plain = interval_chart(WORDS, short, width=330)
+    assert interval_chart(WORDS, short, width=330, stacked=True) == plain
+
+
+def test_charts_side_by_side_share_a_span() -> None:
+    (one,), (other,) = (
+        of_class(
+            interval_chart(WORDS, [Row("a", "", [Mark(value)])], width=300, span=[0.4]), "mark"
+        )
+        for value in (0.1, 0.4)
+    )
+    assert number(one, "cx") < number(other, "cx")
+
+
+def test_steps_of_a_line_have_their_own_names() -> None:
+    frame = LineFrame.around([0.1, 0.3], (1, 3), places=("3", "5", "50"))
+    svg = line_chart(WORDS, frame, [Line([(1, 0.1), (2, 0.2), (3, 0.3)])], label="x")
+    assert [each for each in texts(svg) if each in ("3", "5", "50")] == ["3", "5", "50"]
+    assert not any("round" in each for each in texts(svg))
+    crowded = LineFrame.around([0.1], (1, 30), places=[f"value {n}" for n in range(30)])
+    shown = texts(line_chart(WORDS, crowded, [Line([(1, 0.1)])], label="x"))
+    assert 2 < sum(each.startswith("value") for each in shown) < 8

@@ -40,6 +40,14 @@ def compare(
     as_they_are: Annotated[
         bool, typer.Option("--as-they-are", help="Make nothing; show what there is.")
     ] = False,
+    examples: Annotated[
+        int,
+        typer.Option(
+            "--examples",
+            min=0,
+            help="Users of each client on the page, as far as runs are there; 0 for none.",
+        ),
+    ] = 2,
     folder: ResultsFolder = Path("results"),
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are made.")
@@ -49,13 +57,16 @@ def compare(
     """Run a grid of strategies, seeds and settings, and compare them on the same users.
 
     Each cell is an ordinary run, kept small in the folder of results as it ends; what stands there
-    unchanged is not run again. Tables go to comparison.html and comparison.csv.
+    unchanged is not run again. Tables and pictures go to comparison.html, figures to
+    comparison.csv. The page shows histories of users, unless --examples is 0: keep it where these
+    may be.
     """
     console = show.make_console(stderr=as_json)
     with waiting(console, "starting"):
         from fellrec.comparison import running, terminal, writing
         from fellrec.comparison.plan import Comparison
         from fellrec.comparison.table import compare as work_out
+        from fellrec.report import write_comparison
 
         quiet()
         read = Comparison.read(comparison)
@@ -74,10 +85,12 @@ def compare(
     with waiting(console, "drawing users"):
         compared = work_out(read, found)
         writing.write(compared, read, target)
+    with waiting(console, "writing the page"):
+        write_comparison(compared, target / "comparison.html", runs=runs, examples=examples)
     if as_json:
         print_json(writing.as_rows(compared))
         return
-    for table in terminal.tables(compared):
+    for table in terminal.tables(compared, console.width):
         console.print()
         console.print(table)
     console.print()

@@ -19,12 +19,12 @@ _WARM = 0.95
 class Course:
     """How a row's seeds learned; one entry per seed.
 
-    curve: validation score after each round, the mean over all clients' validation users. best:
-    the highest. flat: whether the best of the last two rounds is at most 1 % above that of all
-    before. seconds: of training, both sides, clients one after another. heated: share of rounds and
-    clients whose warmth stayed below 0.95. spread: largest difference in attention, by round.
-    reached: rounds and seconds until the curve was first at the given score, None where it never
-    was.
+    curve: validation score after each round, the mean over all clients' validation users, NaN
+    before anybody has one. best: the highest. flat: whether the best of the last two rounds is at
+    most 1 % above that of all before. seconds: of training, both sides, clients one after another.
+    heated: share of rounds and clients whose warmth stayed below 0.95. spread: largest difference
+    in attention, by round. reached: rounds and seconds until the curve was first at the given
+    score, None where it never was.
     """
 
     curve: tuple[tuple[float, ...], ...]
@@ -39,12 +39,20 @@ class Course:
 def course_of(cells: Sequence[Cell], aims: Sequence[float | None]) -> Course | None:
     """Read the course of a row's cells; aims: the score to be reached, for each.
 
-    None where a cell has no rounds.
+    None where a cell has no rounds, or nobody has a validation score.
     """
-    if not cells or any(not cell.rounds for cell in cells):
+    if not cells or not all(_scored(cell) for cell in cells):
         return None
     found = [_one(cell, aim) for cell, aim in zip(cells, aims, strict=True)]
     return Course(*(tuple(column) for column in zip(*found, strict=True)))
+
+
+def _scored(cell: Cell) -> bool:
+    """Return whether a round has a score that counts."""
+    if not cell.rounds:  # a peer has no clients either
+        return False
+    users = {client["id"]: client["valid_users"] for client in cell.summary["clients"]}
+    return any(line.get("valid") is not None and users[line["client"]] for line in cell.rounds)
 
 
 def _one(cell: Cell, aim: float | None) -> tuple[Any, ...]:
@@ -56,7 +64,7 @@ def _one(cell: Cell, aim: float | None) -> tuple[Any, ...]:
     clock: list[float | None] = []
     spread: list[float] = []
     spent: float | None = 0.0
-    for number in range(1 + max(line["round"] for line in lines)):
+    for number in range(1 + max(line["round"] for line in cell.rounds)):
         here = [line for line in lines if line["round"] == number]
         for line in here:  # a client that sat the round out is as it was
             if line["valid"] is not None:
@@ -67,9 +75,11 @@ def _one(cell: Cell, aim: float | None) -> tuple[Any, ...]:
         curve.append(float(np.average(values, weights=shares)) if known else float("nan"))
         clock.append(spent)
         spread.append(here[0]["spread"][2] - here[0]["spread"][0] if here else 0.0)
-    before, last = curve[:-_LAST], curve[-_LAST:]
-    flat = bool(before) and max(last) <= (1 + _FLAT) * max(before)
+    before = [value for value in curve[:-_LAST] if not np.isnan(value)]
+    # A curve that has a score keeps one in every later round.
+    flat = bool(before) and max(curve[-_LAST:]) <= (1 + _FLAT) * max(before)
     first = next((n for n, value in enumerate(curve) if aim is not None and value >= aim), None)
     heated = float(np.mean([line["warmth"] < _WARM for line in lines]))
     reached = None if first is None else (first + 1, clock[first])
-    return tuple(curve), max(curve), flat, spent, heated, tuple(spread), reached
+    best = float(np.nanmax(curve))
+    return tuple(curve), best, flat, spent, heated, tuple(spread), reached

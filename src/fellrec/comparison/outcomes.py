@@ -6,7 +6,7 @@ results/cells/<name>.failed    one that failed: JSON of reason, code and date
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from fellrec.errors import RunError
 from fellrec.federation.origin import code_digest, digest_of
 from fellrec.files import read_json, write_json
 from fellrec.results.cells import COMPARED, Cell, read
+
+_FAILED = ".failed"
 
 _PEER_CODE = (
     "balance/mixing.py",
@@ -43,7 +45,7 @@ class Failure:
 class Outcome:
     """What there is of a planned cell: its result, the reason why it has none, or neither.
 
-    current: whether it was made by today's code. path: where its result is, or belongs.
+    current: whether today's code made it, or failed. path: where its result is, or belongs.
     """
 
     planned: Planned
@@ -60,34 +62,53 @@ def code_of(planned: Planned) -> str:
     return code_digest(planned.config.model.recommender)
 
 
+def place_of(planned: Planned, results: Path) -> Path:
+    """Return the folder of a cell: where its key is found, under any label, or under its own."""
+    folder = results / COMPARED
+    found = sorted(folder.glob(f"*-{planned.key}"))
+    noted = sorted(folder.glob(f"*-{planned.key}{_FAILED}"))
+    named = [*found, *(path.with_name(path.name.removesuffix(_FAILED)) for path in noted)]
+    return named[0] if named else folder / planned.name
+
+
 def outcome(planned: Planned, results: Path) -> Outcome:
     """Look for a cell below the folder of results, by what it asks for and not by its name.
 
+    A result that other code has made does not hide that today's code failed.
+
     Raises RunError for a cell that was changed since it was kept.
     """
-    folder = results / COMPARED
-    path = next(iter(sorted(folder.glob(f"*-{planned.key}"))), folder / planned.name)
-    code = code_of(planned)
-    if path.is_dir():
-        cell = read(path)
-        return Outcome(planned, path, cell, None, set(cell.origin["code"]) == {code})
-    failed = path.with_name(f"{path.name}.failed")
-    if failed.is_file():
-        try:
-            failure = Failure(**read_json(failed))
-        except TypeError as error:
-            raise RunError(f"{failed}: is damaged ({error}); remove it") from error
+    path, code = place_of(planned, results), code_of(planned)
+    cell = read(path) if path.is_dir() else None
+    current = cell is not None and set(cell.origin["code"]) == {code} and _asked(planned, cell)
+    failure = None if current else _failure(path)
+    if failure is not None and (cell is None or failure.code == code):
         return Outcome(planned, path, None, failure, failure.code == code)
-    return Outcome(planned, path)
+    return Outcome(planned, path, cell, None, current)
+
+
+def _asked(planned: Planned, cell: Cell) -> bool:
+    """Return whether a cell is of this recipe still: a default may have changed since."""
+    return cell.config is None or replace(planned, config=cell.config).key == planned.key
+
+
+def _failure(path: Path) -> Failure | None:
+    noted = path.with_name(f"{path.name}{_FAILED}")
+    if not noted.is_file():
+        return None
+    try:
+        return Failure(**read_json(noted))
+    except TypeError as error:
+        raise RunError(f"{noted}: is damaged ({error}); remove it") from error
 
 
 def note_failure(planned: Planned, path: Path, reason: str) -> None:
     """Keep why a cell failed, so that it is shown and not tried again by the same code."""
     failure = Failure(reason, code_of(planned), datetime.now(UTC).date().isoformat())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path.with_name(f"{path.name}.failed"), asdict(failure))
+    write_json(path.with_name(f"{path.name}{_FAILED}"), asdict(failure))
 
 
 def forget_failure(path: Path) -> None:
     """Remove the note, if there is one: the cell has a result, or is to be tried again."""
-    path.with_name(f"{path.name}.failed").unlink(missing_ok=True)
+    path.with_name(f"{path.name}{_FAILED}").unlink(missing_ok=True)

@@ -36,20 +36,18 @@ from dataclasses import dataclass
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from fellrec.comparison.checks import Peer, blamed, check, check_tables
 from fellrec.config import Count, RunConfig, Section, Text, Tuple
 from fellrec.config_errors import explain
 from fellrec.errors import ConfigError
 
 Value = str | bool | int | float | list[Any]
 Settings = dict[str, Value]
-Peer = Literal["popularity", "item-knn", "als", "sasrec", "sasrec-federated"]
 Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-
-_LABEL = re.compile(r"[a-z0-9][a-z0-9.+-]{0,39}")
 
 _SAME = ("data", "evaluation")
 """Sections in which the cells of one table agree: else they could not be compared."""
@@ -83,7 +81,7 @@ class ComparisonFile(Section):
     """Length of the list whose scores are shown first."""
     set: Settings = Field(default_factory=dict)
     """Settings of every cell, by dotted key."""
-    strategies: dict[str, Settings]
+    strategies: dict[str, Settings] = Field(default_factory=dict)
     """What each row of the table changes, by its label."""
     axes: dict[str, Tuple[Value] | dict[str, Settings]] = Field(default_factory=dict)
     """What all rows are run for: the values of a dotted key, or settings by a name for them."""
@@ -92,20 +90,7 @@ class ComparisonFile(Section):
     @classmethod
     def _check_tables(cls, values: Any) -> Any:
         """Say of settings and axes what is wrong in words that fit them."""
-        for where, settings in _tables(values):
-            for key, value in settings.items():
-                if isinstance(value, dict) or not isinstance(value, get_args(Value)[:-1] + (list,)):
-                    raise ValueError(
-                        f"{where}.{key}: must be a text, a number, true or false, or a list; "
-                        f"write its key in quotes, such as \"train.rounds\" = 2, got {value!r:.60}"
-                    )
-        axes = values.get("axes", {}) if isinstance(values, dict) else {}
-        for key, axis in axes.items() if isinstance(axes, dict) else ():
-            if not isinstance(axis, list | dict) or not axis:
-                raise ValueError(
-                    f"axes.{key}: must be a list of values or a table of settings by name, not "
-                    f"empty, got {axis!r:.60}"
-                )
+        check_tables(values)
         return values
 
 
@@ -205,47 +190,8 @@ def _read(source: str | PathLike[str]) -> tuple[str, str]:
         raise ConfigError(f"{path}: can't be read as a comparison ({error})") from None
 
 
-def _tables(values: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each table of settings in what a file says, by where it stands."""
-    values = values if isinstance(values, dict) else {}
-    groups = {"set": {"": values.get("set")}, "strategies": values.get("strategies")}
-    axes = values.get("axes")
-    for key, axis in axes.items() if isinstance(axes, dict) else ():
-        groups[f"axes.{key}"] = axis
-    for where, group in groups.items():
-        for name, settings in group.items() if isinstance(group, dict) else ():
-            if isinstance(settings, dict):
-                yield f"{where}.{name}" if name else where, settings
-
-
-def _check(file: ComparisonFile, origin: str) -> None:
-    """Check what goes across the file's keys."""
-    if not file.strategies and not file.peers:
-        raise ConfigError(f"strategies: name at least one, or a peer ({origin})")
-    for role in ("reference", "floor", "ceiling"):
-        label = getattr(file, role)
-        if label and role in file.model_fields_set and label not in file.strategies:
-            known = ", ".join(file.strategies)
-            raise ConfigError(f"{role}: must be one of {known}, got {label!r} ({origin})")
-    for key in ("seeds", "peers"):
-        listed = getattr(file, key)
-        if len(set(listed)) < len(listed):
-            raise ConfigError(f"{key}: must name each once, got {list(listed)} ({origin})")
-    for where, settings in _tables(file.model_dump()):
-        if "seed" in settings or where == "axes.seed":
-            raise ConfigError(f"{where}: name seeds under seeds, not as a setting ({origin})")
-    if "seed" in file.axes:
-        raise ConfigError(f"axes.seed: name seeds under seeds, not as a setting ({origin})")
-    for label in file.strategies:
-        if label in get_args(Peer) or not _LABEL.fullmatch(label):
-            raise ConfigError(
-                f"strategies.{label}: take another label, of lower-case letters, digits, '.', '+' "
-                f"and '-', at most 40, and not a peer's name ({origin})"
-            )
-
-
 def _cells(file: ComparisonFile, origin: str) -> Iterator[Planned]:
-    _check(file, origin)
+    check(file, origin)
     for points in itertools.product(*(_points(*axis) for axis in file.axes.items())):
         axes = tuple((key, value) for key, value, _ in points)
         common = {**file.set}
@@ -260,8 +206,8 @@ def _cells(file: ComparisonFile, origin: str) -> Iterator[Planned]:
                 for section in _SAME:
                     if getattr(config, section) != getattr(base, section):
                         raise ConfigError(
-                            f"{origin}: [strategies.{label}]: changes [{section}], so that it could not be compared with "
-                            "the others; make it an axis"
+                            f"{origin}: [strategies.{label}]: changes [{section}], so that it "
+                            "could not be compared with the others; make it an axis"
                         )
                 yield Planned(label, axes, config)
 
@@ -281,7 +227,7 @@ def _config(file: ComparisonFile, changes: Settings, label: str | None, origin: 
     try:
         config = RunConfig.from_toml(file.recipe, changes)
     except ConfigError as error:
-        where = _blamed(file, str(error).partition(":")[0], label)
+        where = blamed(file, str(error).partition(":")[0], label)
         raise ConfigError(f"{origin}: {where}{error}") from None
     if file.shown not in config.evaluation.ks:
         known = ", ".join(map(str, config.evaluation.ks))
@@ -289,20 +235,6 @@ def _config(file: ComparisonFile, changes: Settings, label: str | None, origin: 
             f"shown: must be one of evaluation.ks, {known}, got {file.shown} ({origin})"
         )
     return config
-
-
-def _blamed(file: ComparisonFile, key: str, label: str | None) -> str:
-    """Return the table of the file that a wrong key comes from: the last that changes it."""
-    found = ""
-    tables = {where: settings for where, settings in _tables(file.model_dump())}
-    axes = {key for key, axis in file.axes.items() if not isinstance(axis, dict)}
-    for where, settings in {"set": file.set, **tables}.items():
-        others = where.startswith("strategies.") and where != f"strategies.{label}"
-        if key in settings and not others:
-            found = f"[{where}]: "
-    if label is not None and key in file.strategies[label]:
-        return f"[strategies.{label}]: "
-    return "[axes]: " if key in axes else found
 
 
 def _differing(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Literal
 from fellrec.comparison.outcomes import Outcome, forget_failure, note_failure, outcome
 from fellrec.comparison.plan import Comparison, Planned
 from fellrec.errors import ConfigError, RunError
-from fellrec.files import write_bytes
+from fellrec.files import alone_in, write_bytes
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
@@ -83,18 +83,23 @@ def run(
     jobs: cells at a time; the cores are divided among them. When this is interrupted, so are the
     cells; the next call goes on.
 
-    Raises RunError for a folder that can't be written.
+    Raises ConfigError for less than one job, RunError for a folder that can't be written or in
+    which another process makes the cells of this comparison.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs: must be at least 1, got {jobs}")
     if todo:
         folder = place.runs / comparison.file.name
         source = folder / "comparison.toml"
+        busy = "another process makes these cells; let it end"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(source, comparison.text.encode())
+            with alone_in(folder, busy):
+                write_bytes(source, comparison.text.encode())
+                with _workers(source, place, jobs) as start:
+                    _all(todo, place, start, jobs, told)
         except OSError as error:
             raise RunError(f"{folder}: can't be written ({error.strerror or error})") from error
-        with _workers(source, place, jobs) as start:
-            _all(todo, place, start, jobs, told)
     return outcomes(comparison, place.results)
 
 
@@ -184,4 +189,5 @@ def _reason(log: Path, code: int) -> str:
     if code < 0:
         return f"its process was ended by signal {-code}"
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"its process ended with {code}"
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (said or lines or [f"its process ended with {code}"])[-1]

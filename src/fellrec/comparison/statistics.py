@@ -8,9 +8,8 @@ beside it, as the values of the single seeds.
 
 The lowest of several clients is lower than any client would be on average: of five that gain
 nothing the least gain is below 0 by chance, and below 0 once more in each draw of users. So its
-interval is no percentile of its draws. It comes from bands that hold for all clients at once (the
-largest studentised deviation, see `lowest`). Gap and Jain keep their percentiles, which lean the
-same way: read the gap beside the one that chance would show.
+interval is no percentile of its draws, see `lowest`. Gap and Jain keep their percentiles, which
+lean the same way: read the gap beside the one that chance would show.
 """
 
 from __future__ import annotations
@@ -87,9 +86,11 @@ class Draws:
 def estimate(per_seed: Sequence[Numbers]) -> Estimate:
     """Summarise a figure's draws, one (1 + draws,) for each seed: mean, 95 % interval, seeds.
 
-    Raises DataError when there is no seed.
+    Draws that are NaN in a seed are left out.
+
+    Raises DataError when there is no seed, or one whose point estimate is NaN.
     """
-    if not per_seed:
+    if not per_seed or any(np.isnan(values[0]) for values in per_seed):
         raise DataError("no seed has this figure: nothing to compare")
     together = np.stack(per_seed).mean(axis=0)
     low, high = np.nanpercentile(together[1:], [2.5, 97.5])
@@ -100,9 +101,10 @@ def estimate(per_seed: Sequence[Numbers]) -> Estimate:
 def lowest(per_seed: Sequence[Numbers]) -> Estimate:
     """Estimate the lowest of the clients' values, each seed's clients (1 + draws, clients).
 
-    A client's band is its value ± t standard errors, with the t for which in 95 % of the draws all
-    clients of all seeds stay within theirs. The lowest true value is then between the lowest lower
-    and the lowest upper end, whichever client it is of. Over seeds the ends are averaged.
+    The lower end is that of the client whose own is lowest: whichever is truly the lowest, it is
+    below its own lower end in one of 40 cases. The upper end must hold whichever it is, so it is
+    the lowest of value + t standard errors, with the t that is the 95th percentile of the largest
+    deviation among all clients of all seeds. Over seeds the ends are averaged.
 
     Raises DataError when there is no seed, or a seed without a client that has a value.
     """
@@ -110,39 +112,40 @@ def lowest(per_seed: Sequence[Numbers]) -> Estimate:
         raise DataError("no client has this figure: nothing to compare")
     known = [values[:, ~np.isnan(values[0])] for values in per_seed]
     together = np.concatenate(known, axis=1)
-    away = together[1:] - together[0]
+    away = np.abs(together[1:] - together[0])
     errors = np.sqrt(np.nanmean(away**2, axis=0))
-    scaled = np.divide(np.abs(away), errors, out=np.zeros_like(away), where=errors > 0)
-    times = float(np.percentile(np.nanmax(scaled, axis=1), 95))
-    seeds, lows, highs, start = [], [], [], 0
-    for values in known:
-        point, half = values[0], times * errors[start : start + values.shape[1]]
-        start += values.shape[1]
-        seeds.append(float(point.min()))
-        lows.append((point - half).min())
-        highs.append((point + half).min())
-    interval = Interval(float(np.mean(seeds)), float(np.mean(lows)), float(np.mean(highs)))
-    return Estimate(interval, tuple(seeds))
+    known_errors = (errors > 0) & ~np.isnan(away)
+    scaled = np.divide(away, errors, out=np.zeros_like(away), where=known_errors)
+    times = float(np.percentile(scaled.max(axis=1), 95))
+    lows = np.nanpercentile(together[1:], 2.5, axis=0)
+    highs = together[0] + times * errors
+    edges = np.cumsum([values.shape[1] for values in known])[:-1]
+
+    def least(ends: Numbers) -> list[float]:
+        return [float(part.min()) for part in np.split(ends, edges)]
+
+    seeds = least(together[0])
+    ends = (float(np.mean(least(lows))), float(np.mean(least(highs))))
+    return Estimate(Interval(float(np.mean(seeds)), *ends), tuple(seeds))
 
 
 def worst(means: Numbers) -> Numbers:
-    """Return the lowest of the clients' means."""
-    lowest: Numbers = np.nanmin(means, axis=1)
-    return lowest
+    """Return the lowest of the clients' means; NaN where none has any."""
+    least: Numbers = np.fmin.reduce(means, axis=1)
+    return least
 
 
 def relative_gap(means: Numbers) -> Numbers:
     """Return (max - min) / max over clients, 0 where all are 0; see `evaluation.balance`."""
-    top = np.nanmax(means, axis=1)
-    return _quotient(top - np.nanmin(means, axis=1), top, 0.0)
+    top = np.fmax.reduce(means, axis=1)
+    return _quotient(top - worst(means), top, 0.0)
 
 
 def jain(means: Numbers) -> Numbers:
     """Return (Σx)² / (N Σx²) over clients: 1 when all are equal, which is also where all are 0."""
     known = (~np.isnan(means)).sum(axis=1)
-    squares = known * np.nansum(means**2, axis=1)
-    total = np.nansum(means, axis=1) ** 2
-    return _quotient(total, squares, 1.0)
+    squares = np.where(known > 0, known * np.nansum(means**2, axis=1), np.nan)
+    return _quotient(np.nansum(means, axis=1) ** 2, squares, 1.0)
 
 
 def scores_of(cell: Cell, users: int, metric: str) -> Numbers:
@@ -165,6 +168,7 @@ def quotient(one: Numbers, other: Numbers) -> Numbers:
 
 
 def _quotient(one: Numbers, other: Numbers, otherwise: float) -> Numbers:
-    found: Numbers = np.full(one.shape, otherwise)
+    """Divide; otherwise: what a quotient by 0 is. What is NaN stays so."""
+    found: Numbers = np.where(np.isnan(other), np.nan, otherwise)
     np.divide(one, other, out=found, where=other > 0)
     return found

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fellrec.comparison.alike import alike
 from fellrec.comparison.course import Course, course_of
 from fellrec.comparison.outcomes import Outcome
 from fellrec.comparison.plan import Comparison, ComparisonFile
@@ -32,7 +33,6 @@ from fellrec.comparison.statistics import (
 from fellrec.errors import RunError
 from fellrec.evaluation.balance import sampling_gap
 from fellrec.results.cells import Cell
-from fellrec.results.pairing import check_same_data
 
 Axes = tuple[tuple[str, Any], ...]
 
@@ -125,25 +125,14 @@ def compare(comparison: Comparison, found: Sequence[Outcome]) -> Compared:
 
 
 def _table(file: ComparisonFile, axes: Axes, group: Sequence[Outcome]) -> Table:
+    group = alike(group)
     kept = {(o.planned.label, o.planned.seed): o.cell for o in group if o.cell is not None}
-    _check(kept)
     metric = f"{group[0].planned.config.evaluation.metric.partition('@')[0]}@{file.shown}"
     maker = _Figures(file, metric, kept)
     labels = list(dict.fromkeys(each.planned.label for each in group))
     rows = [maker.row([o for o in group if o.planned.label == label]) for label in labels]
     data: Mapping[str, Any] = next((cell.origin["data"] for cell in kept.values()), {})
     return Table(axes, metric, tuple(rows), tuple(maker.clients(labels)), data)
-
-
-def _check(kept: Mapping[tuple[str, int], Cell]) -> None:
-    first: dict[int, Cell] = {}
-    for (_, seed), cell in kept.items():
-        one = first.setdefault(seed, cell)
-        check_same_data(one, cell)
-        if not np.array_equal(one.rows, cell.rows) and cell.config and one.config:
-            raise RunError(
-                f"{one.name} and {cell.name} can't be compared: they scored different users"
-            )
 
 
 class _Figures:
@@ -155,7 +144,7 @@ class _Figures:
         self._file = file
         self._metric = metric
         self._kept = kept
-        self._draws: dict[int, Draws] = {}
+        self._draws: dict[str, Draws] = {}
 
     def row(self, group: Sequence[Outcome]) -> Row:
         label = group[0].planned.label
@@ -173,7 +162,7 @@ class _Figures:
         file, metric = self._file, self._metric
         known = list(next(iter(cells.values())).scores)
         over = {name: self._against(label, file.reference, self._mean(name)) for name in known}
-        lowest, gap = self._clients(worst), self._clients(relative_gap)
+        least, gap = self._clients(worst), self._clients(relative_gap)
         return replace(
             row,
             overall={
@@ -182,9 +171,9 @@ class _Figures:
             over_reference={name: value for name, value in over.items() if value is not None},
             of_ceiling=self._against(label, file.ceiling, self._mean(metric), quotient),
             over_floor=self._gains(label, file.floor),
-            worst=self._among(label, lowest),
-            worst_over_reference=self._between(label, file.reference, lowest),
-            worst_over_floor=self._between(label, file.floor, lowest),
+            worst=self._worst(label),
+            worst_over_reference=self._between(label, file.reference, least),
+            worst_over_floor=self._between(label, file.floor, least),
             gap=self._among(label, gap),
             gap_by_chance=self._chance(label),
             gap_of_reference=self._between(label, file.reference, gap, quotient),
@@ -230,7 +219,10 @@ class _Figures:
         seeds = self._seeds(label, other)
         if not seeds or other == label:
             return None
-        return estimate([how(figure(label, seed), figure(other, seed)) for seed in seeds])
+        found = [how(figure(label, seed), figure(other, seed)) for seed in seeds]
+        if any(np.isnan(values[0]) for values in found):  # a quotient by 0
+            return None
+        return estimate(found)
 
     def _between(
         self, label: str, other: str, figure: _Figure, how: _How = np.subtract
@@ -245,8 +237,7 @@ class _Figures:
     def _mean(self, metric: str) -> _Figure:
         def figure(label: str, seed: int) -> Numbers:
             cell = self._kept[label, seed]
-            users = self._users(cell)
-            return self._drawn(users).mean(scores_of(cell, users, metric))
+            return self._drawn(cell).mean(scores_of(cell, self._users(cell), metric))
 
         return figure
 
@@ -262,9 +253,8 @@ class _Figures:
         if divided is None:
             raise RunError(f"{cell.name}: no run of seed {seed} divides users into clients")
         owner, whose = divided
-        users = self._users(cell)
-        scores = scores_of(cell, users, self._metric)
-        return self._drawn(users).clients(scores, whose, len(owner.summary["clients"]))
+        scores = scores_of(cell, self._users(cell), self._metric)
+        return self._drawn(cell).clients(scores, whose, len(owner.summary["clients"]))
 
     def _divided(self, seed: int) -> tuple[Cell, NDArray[np.int64]] | None:
         """Return the cell whose clients count for a seed, and each user's: the reference's first.
@@ -280,13 +270,16 @@ class _Figures:
                     return cell, whose
         return None
 
+    def _worst(self, label: str) -> Estimate | None:
+        seeds = self._divided_seeds(label)
+        return lowest([self._means(label, seed) for seed in seeds]) if seeds else None
+
     def _gains(self, label: str, floor: str) -> Estimate | None:
         """Return the least gain over the floor among clients, over seeds."""
         seeds = self._divided_seeds(label, floor)
         if label == floor or not seeds:
             return None
-        gains = [self._means(label, seed) - self._means(floor, seed) for seed in seeds]
-        return estimate([worst(each) for each in gains])
+        return lowest([self._means(label, seed) - self._means(floor, seed) for seed in seeds])
 
     def _chance(self, label: str) -> float | None:
         gaps = []
@@ -312,8 +305,13 @@ class _Figures:
     def _users(self, cell: Cell) -> int:
         return int(cell.origin["data"]["users"])
 
-    def _drawn(self, users: int) -> Draws:
-        """Return the same draws of users for every row and seed."""
-        if users not in self._draws:
-            self._draws[users] = Draws(users, np.random.default_rng(0))
-        return self._draws[users]
+    def _drawn(self, cell: Cell) -> Draws:
+        """Return the same draws for every row and seed of the same users.
+
+        Where each seed draws users of its own from the data, the seeds' draws are independent.
+        """
+        digest = cell.origin["data"]["digest"]
+        if digest not in self._draws:
+            rng = np.random.default_rng(len(self._draws))
+            self._draws[digest] = Draws(self._users(cell), rng)
+        return self._draws[digest]

@@ -3,19 +3,24 @@
     python -m fellrec.comparison.worker COMPARISON.toml NAME RUNS RESULTS
 
 Trains the recipe of the cell of that name in RUNS/NAME, or goes on there, or fits the peer, and
-keeps what comes of it in RESULTS. Prints one line and exits with 2 where the library refuses.
+keeps what comes of it in RESULTS. Prints one line and exits with 2 where the library refuses. Ends
+when the process that started it does, however that ended.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import fellrec
-from fellrec.comparison.outcomes import code_of
+from fellrec.comparison.outcomes import code_of, place_of
+from fellrec.comparison.parent import end_with_parent
 from fellrec.comparison.plan import Comparison, Planned
-from fellrec.errors import FellrecError
+from fellrec.config import RunConfig
+from fellrec.errors import FellrecError, RunError
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.dryrun import dry_run
 from fellrec.federation.origin import sessions
@@ -23,7 +28,7 @@ from fellrec.federation.runs import train
 from fellrec.federation.workspace import share_data
 from fellrec.files import finite
 from fellrec.peers import run_peer
-from fellrec.results.cells import COMPARED, write
+from fellrec.results.cells import write
 from fellrec.results.keeping import describe, keep_alone
 
 REFUSED = 2
@@ -31,22 +36,39 @@ REFUSED = 2
 
 def work(planned: Planned, runs: Path, results: Path) -> None:
     """Make a cell. Raises a FellrecError of the kind that fits."""
-    if planned.peer is None:
-        run = runs / planned.name
-        others = {session.code for session in sessions(run)} - {code_of(planned)}
-        if others:  # what other code has begun, this code can't finish
-            run.rename(run.with_name(f"{run.name}.by-{min(others)}"))
-        if not (run / "summary.json").is_file():
-            train(planned.config, run, resume=(run / "config.toml").is_file())
-        memory = dry_run(planned.config)["memory"]
-        keep_alone(run, results / COMPARED, planned.name, {"memory": memory})
-    else:
-        _keep_peer(planned, planned.peer, results)
+    target = place_of(planned, results)
+    if planned.peer is not None:
+        _keep_peer(planned, planned.peer, target)
+        return
+    run = runs / planned.name
+    begun = _begun(planned, run)
+    if not (run / "summary.json").is_file():
+        train(begun or planned.config, run, resume=begun is not None)
+    memory = dry_run(planned.config)["memory"]
+    keep_alone(run, target.parent, target.name, {"memory": memory})
 
 
-def _keep_peer(planned: Planned, peer: str, results: Path) -> None:
+def _begun(planned: Planned, run: Path) -> RunConfig | None:
+    """Return the recipe of a run that can go on, None where one begins.
+
+    It may differ in what no score depends on. What other code has begun, or with another recipe,
+    this code can't finish: that is set aside.
+    """
+    if not (run / "config.toml").is_file():
+        return None
+    stored = RunConfig.from_toml(run / "config.toml")
+    others = {session.code for session in sessions(run)} - {code_of(planned)}
+    if not others and replace(planned, config=stored).key == planned.key:
+        return stored
+    name = f"{run.name}.by-{min(others, default='another-recipe')}"
+    names = (f"{name}-{number}" if number else name for number in count())
+    run.rename(next(path for path in map(run.with_name, names) if not path.exists()))
+    return None
+
+
+def _keep_peer(planned: Planned, peer: str, target: Path) -> None:
     """Fit a peer to the recipe's data and keep its scores."""
-    config = planned.config
+    config, code = planned.config, code_of(planned)
     shares = share_data(config)
     dataset, split = shares.dataset, shares.split
     items = len(dataset.catalogue)
@@ -76,19 +98,21 @@ def _keep_peer(planned: Planned, peer: str, results: Path) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "seed": config.seed,
         "seconds": round(found.seconds, 1),
-        "code": [code_of(planned)],
+        "code": [code],
         "data": describe(config, dataset, split),
     }
-    write(results / COMPARED / planned.name, None, finite(summary), found.scores, origin)
+    write(target, None, finite(summary), found.scores, origin)
 
 
 def main() -> None:
     """Read the arguments, work, and say in one line why not."""
+    end_with_parent()
     source, name, runs, results = sys.argv[1:]
     try:
-        comparison = Comparison.read(Path(source))
-        planned = next(each for each in comparison.cells if each.name == name)
-        work(planned, Path(runs), Path(results))
+        cells = {each.name: each for each in Comparison.read(Path(source)).cells}
+        if name not in cells:
+            raise RunError(f"{source}: asks for no cell {name}; compare again")
+        work(cells[name], Path(runs), Path(results))
     except FellrecError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(REFUSED) from error

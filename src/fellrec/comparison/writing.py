@@ -16,6 +16,8 @@ from fellrec.errors import RunError
 from fellrec.files import write_bytes
 from fellrec.results.markdown import NOTHING, metric_name, table_text
 
+_DIFFERENCES = ("over_reference", "over_floor", "worst_over_reference", "worst_over_floor")
+
 _HEADER = ("strategy", "seeds", "figure", "metric", "value", "low", "high", "clear", "by_seed")
 
 
@@ -23,8 +25,8 @@ def as_csv(compared: Compared) -> str:
     """Write every figure on a line of its own, for scripts.
 
     Columns: the axes, then strategy, seeds (with a result), figure, metric, value, low and high
-    (of the 95 % interval), clear, by_seed (values with a semicolon between). A cell that failed has
-    a line whose figure is "failed" and whose value is the reason.
+    (of the 95 % interval), clear (of differences alone), by_seed (values with a semicolon between).
+    A cell that failed has a line whose figure is "failed" and whose value is the reason.
     """
     axes = [key for key, _ in compared.tables[0].axes] if compared.tables else []
     text = io.StringIO()
@@ -39,7 +41,7 @@ def as_csv(compared: Compared) -> str:
             for figure, metric, value in figures(row, table.metric):
                 each, seeds = value.interval, ";".join(f"{one:.6f}" for one in value.seeds)
                 numbers = [f"{number:.6f}" for number in each]
-                clear = str(value.clear).lower()
+                clear = str(value.clear).lower() if figure in _DIFFERENCES else ""
                 lines.writerow([*begun, figure, metric, *numbers, clear, seeds])
     return text.getvalue()
 
@@ -50,7 +52,7 @@ def as_rows(compared: Compared) -> list[dict[str, object]]:
 
 
 def write(compared: Compared, comparison: Comparison, folder: Path) -> None:
-    """Write comparison.toml, comparison.csv and comparison.html into a folder.
+    """Write comparison.toml and comparison.csv into a folder.
 
     Raises RunError when they can't be written.
     """
@@ -132,14 +134,15 @@ def _scores(compared: Compared, table: Table) -> str:
 
 def _balance(compared: Compared, table: Table) -> str:
     """Write how evenly clients are served; nothing where no row has clients."""
-    file = compared.file
+    file, floor = compared.file, table.row(compared.file.floor) is not None
     rows = [row for row in table.rows if row.worst is not None]
     if not rows:
         return ""
     name = metric_name(table.metric)
     header = ["strategy", f"worst client's {name}"]
     header += [f"over {file.reference}'s worst"] if file.reference else []
-    header += [f"over {file.floor}'s worst", f"least gain of a client over {file.floor}"]
+    if floor:
+        header += [f"over {file.floor}'s worst", f"least gain of a client over {file.floor}"]
     header += ["relative gap", "gap by chance"]
     header += [f"gap / {file.reference}'s"] if file.reference else []
     header.append("Jain")
@@ -147,7 +150,8 @@ def _balance(compared: Compared, table: Table) -> str:
     for row in rows:
         line = [_label(row), plain(row.worst)]
         line += [signed(row.worst_over_reference)] if file.reference else []
-        line += [signed(row.worst_over_floor), signed(row.over_floor), plain(row.gap, 3)]
+        line += [signed(row.worst_over_floor), signed(row.over_floor)] if floor else []
+        line.append(plain(row.gap, 3))
         line.append(NOTHING if row.gap_by_chance is None else f"{row.gap_by_chance:.3f}")
         line += [plain(row.gap_of_reference, 2)] if file.reference else []
         line.append(plain(row.jain, 3))
@@ -160,6 +164,7 @@ def _courses(compared: Compared, table: Table) -> str:
     rows = [row for row in table.rows if row.course is not None]
     if not rows:
         return ""
+    reference = compared.file.reference
     header = [
         "strategy",
         "best validation",
@@ -167,7 +172,7 @@ def _courses(compared: Compared, table: Table) -> str:
         "w below 0.95",
         "attention's spread",
     ]
-    header += [f"rounds to {compared.file.reference}'s best", "seconds to it"]
+    header += [f"rounds to {reference}'s best", "seconds to it"] if reference else []
     header += ["seconds of training", "bytes up and down", "client's share", "client's memory"]
     lines = []
     for row in rows:
@@ -185,8 +190,7 @@ def _courses(compared: Compared, table: Table) -> str:
                 f"{sum(course.flat)} of {len(course.flat)}",
                 _heated(row, course),
                 f"{max(max(each) for each in course.spread):.4f}",
-                rounds,
-                seconds,
+                *([rounds, seconds] if reference else []),
                 _mean(list(course.seconds)),
                 f"{(costs[0]['bytes_up'] + costs[0]['bytes_down']) / 2**20:,.0f} MiB",
                 f"{costs[0]['client_parameter_share']:.1%}",
@@ -216,7 +220,7 @@ def _missing(table: Table) -> list[str]:
         lines += [
             f"- `{row.label}`, seed {seed}, **failed**: {why}\n" for seed, why in row.failures
         ]
-    absent = [f"{_label(row)} ({_seeds(row.missing)})" for row in table.rows if row.missing]
+    absent = [f"{_label(row)} ({seeds_text(row.missing)})" for row in table.rows if row.missing]
     if absent:
         lines.append(f"- not run yet: {', '.join(absent)}\n")
     old = [_label(row) for row in table.rows if row.old]
@@ -225,7 +229,8 @@ def _missing(table: Table) -> list[str]:
     return ["".join(lines)] if lines else []
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Write seeds in a sentence."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 

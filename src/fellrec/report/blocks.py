@@ -1,7 +1,7 @@
 """What a page is made of: texts, figures, tables, tiles. Each names the template that shows it.
 
 Texts are plain and escaped by the templates; only charts and legends come as markup, from
-`fellrec.report.charts`.
+`fellrec.report.charts`, and figures in tables that have an interval below them, from `ranged`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,15 @@ class Listing(Block):
 
 
 @dataclass(frozen=True)
+class Folded(Block):
+    """Other blocks, shown when opened. label: what they are."""
+
+    label: str
+    blocks: Sequence[Block]
+    template: ClassVar[str] = "folded"
+
+
+@dataclass(frozen=True)
 class Entry:
     """A line of a list. mark: what is special about it, in a word or two."""
 
@@ -122,6 +131,34 @@ class People(Block):
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What one of several recommends. place: of what the user took next, in a few words."""
+
+    label: str
+    entries: Sequence[Entry]
+    place: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A user whom several serve. before: what was taken, oldest first. after: what came next."""
+
+    name: str
+    client: str
+    before: Sequence[str]
+    after: Sequence[str]
+    offers: Sequence[Offer]
+
+
+@dataclass(frozen=True)
+class Cases(Block):
+    """Users one below the other, for each the recommendations side by side."""
+
+    cases: Sequence[Case]
+    template: ClassVar[str] = "cases"
+
+
+@dataclass(frozen=True)
 class Section:
     """name: of the place on the page, letters and hyphens. heading: as in the contents."""
 
@@ -143,3 +180,9 @@ class Page:
     summary: Sequence[Block]
     sections: Sequence[Section]
     colophon: str
+
+
+def ranged(value: str, below: str, *, strong: bool = False) -> Markup:
+    """Write a table's cell: a figure and, smaller below it, its interval or a remark."""
+    shown = Markup("<strong>{}</strong>").format(value) if strong else escape(value)
+    return shown + Markup(' <span class="range">{}</span>').format(below) if below else shown

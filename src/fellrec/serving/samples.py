@@ -45,31 +45,34 @@ def samples(run: Run, count: int = 3, *, k: int = 5) -> list[Sample]:
     The history is what the test scores start from: training and validation. k: recommendations and
     last titles of the history to keep. Users without test targets are never drawn.
     """
+    return [sample(run, user, k=k) for user in draw(run, count)]
+
+
+def sample(run: Run, user: int, *, k: int = 5) -> Sample:
+    """Serve the user of this row of the split by its own client; see `samples`."""
     shares = run.shares
     catalogue = shares.dataset.catalogue
-    histories, targets = shares.split.history("test"), shares.split.test
-    drawn: list[Sample] = []
-    for user, client in _draw(run, count):
-        items = histories[user].tolist()
-        ranking = run.client(client).recommend_items(items, k=len(catalogue))
-        places = {entry.item: rank for rank, entry in enumerate(ranking, start=1)}
-        drawn.append(
-            Sample(
-                client,
-                shares.split.users[user],
-                tuple(catalogue.titles[item] for item in items[-k:]),
-                tuple(ranking[:k]),
-                tuple(
-                    HeldOut(catalogue.titles[item], places.get(catalogue.ids[item]))
-                    for item in targets[user].tolist()
-                ),
-            )
-        )
-    return drawn
+    items = shares.split.history("test")[user].tolist()
+    client = shares.partition.names[int(shares.partition.assignment[user])]
+    ranking = run.client(client).recommend_items(items, k=len(catalogue))
+    places = {entry.item: rank for rank, entry in enumerate(ranking, start=1)}
+    return Sample(
+        client,
+        shares.split.users[user],
+        tuple(catalogue.titles[item] for item in items[-k:]),
+        tuple(ranking[:k]),
+        tuple(
+            HeldOut(catalogue.titles[item], places.get(catalogue.ids[item]))
+            for item in shares.split.test[user].tolist()
+        ),
+    )
 
 
-def _draw(run: Run, count: int) -> list[tuple[int, str]]:
-    """Choose (row of the split, client): a second user of a client only when all had a first."""
+def draw(run: Run, count: int) -> list[int]:
+    """Choose rows of the split: a second user of a client only when all had a first.
+
+    They are in the order of turns and clients, largest first.
+    """
     shares = run.shares
     served = (shares.split.history("test").lengths() > 0) & (shares.split.test.lengths() > 0)
     users = seeded(run.config.seed, "samples").permutation(np.flatnonzero(served))
@@ -80,4 +83,4 @@ def _draw(run: Run, count: int) -> list[tuple[int, str]]:
         queue.append((turns[client], client, user))
         turns[client] += 1
     chosen = sorted(queue, key=lambda entry: entry[0])[:count]
-    return [(user, shares.partition.names[client]) for _, client, user in sorted(chosen)]
+    return [user for _, _, user in sorted(chosen)]

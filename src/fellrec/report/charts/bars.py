@@ -25,11 +25,21 @@ class Bar:
 
 
 def bar_chart(
-    words: Words, bars: Sequence[Bar], *, width: float, largest: float, label: str = ""
+    words: Words,
+    bars: Sequence[Bar],
+    *,
+    width: float,
+    largest: float,
+    label: str = "",
+    names: float = 0.3,
 ) -> Markup:
-    """Draw the bars. largest: the sum that fills the width, shared by charts side by side."""
-    names = max((text_width(bar.label, _SIZE) for bar in bars), default=0.0)
-    left = min(names, 0.3 * width) + 8
+    """Draw the bars.
+
+    largest: the sum that fills the width, shared by charts side by side. names: the largest share
+    of the width that the bars' labels get.
+    """
+    widest = max((text_width(bar.label, _SIZE) for bar in bars), default=0.0)
+    left = min(widest, names * width) + 8
     right = width - max((text_width(bar.note, _SIZE) for bar in bars), default=0.0) - 8
     scale = Scale(0.0, largest or 1.0, 0.0, max(right - left, 10.0))
     top = 24.0 if label else 2.0

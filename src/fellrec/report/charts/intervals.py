@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from markupsafe import Markup
 
 from fellrec.report.charts.scale import Scale, extent, shorten, text_width, tick_labels, ticks
-from fellrec.report.charts.svg import Words, chart, element, legend, line, sample, text
+from fellrec.report.charts.svg import Words, chart, element, legend, line, number, sample, text
 
 _SIZE, _STEP, _PAD = 12.0, 15.0, 11.0
+_OVER, _UNDER = 16.0, 8.0  # of a stacked row: its label, and the space below its marks
 SHAPES = ("disc", "diamond", "square", "triangle")
 """The markers of the first series, the second, …; also their classes of colour."""
 
@@ -47,43 +49,51 @@ def interval_chart(
     reference: float | None = None,
     second: float | None = None,
     span: Sequence[float] = (),
-    names: float = 0.28,
     label: str = "",
+    stacked: bool = False,
 ) -> Markup:
     """Draw the rows on one scale.
 
     zero: it begins at 0. reference, second: values to draw a dashed and a dotted line at. span:
-    values that the scale must reach as well, for charts side by side. names: the largest share of
-    the width that the rows' labels get. label: above the chart.
+    values that the scale must reach as well, for charts side by side. label: above the chart.
+    stacked: rows' labels and notes may stand above their marks, where these would otherwise have
+    less than half of the width.
     """
-    label_width = min(
-        max((text_width(row.label, _SIZE) for row in rows), default=0.0), names * width
-    )
+    named = max((text_width(row.label, _SIZE) for row in rows), default=0.0)
     note_width = max((text_width(row.note, _SIZE) for row in rows), default=0.0)
-    left, right = label_width + 14, width - note_width - 14
+    label_width = min(named, 0.28 * width)
+    stacked = stacked and named + note_width + 28 > width / 2
+    left, right = (6.0, width - 6) if stacked else (label_width + 14, width - note_width - 14)
     ends = [end for row in rows for mark in row.marks for end in (mark.low, mark.value, mark.high)]
     every = [*ends, reference, second, *span, *([0.0] if zero else [])]
     low, high = extent(every) or (0.0, 1.0)
-    marks = ticks(low, high, max(3, min(7, int((right - left) / 48))))
+    marks = ticks(low, high, max(3, min(7, int((right - left) / 40))))
     x = Scale(marks[0], marks[-1], left, right)
-    heights = [max(1, len(row.marks)) * _STEP + _PAD for row in rows]
+    over = _OVER if stacked else 0.0
+    pad = _UNDER if stacked else _PAD
+    heights = [over + max(1, len(row.marks)) * _STEP + pad for row in rows]
     above = 20.0 if label else 0.0
     bottom = above + 6 + sum(heights)
     parts = [text(0, 12, shorten(label, width, 13), class_="label")] if label else []
-    parts += [line(x(tick), above + 4, x(tick), bottom, "grid") for tick in marks]
+    tops = list(accumulate(heights, initial=above + 6))[:-1]
+    zones = [(above + 4, bottom)]
+    if stacked:
+        zones = [(a + over, a + b - pad + 2) for a, b in zip(tops, heights, strict=True)]
+    parts += [_upright(x(tick), zones, "grid") for tick in marks]
     parts += _axis(marks, x, bottom, width)
     for value, kind in ((reference, "reference"), (second, "reference dotted")):
         if value is not None:
-            parts.append(line(x(value), above + 4, x(value), bottom, kind))
-    top = above + 6.0
-    for row, height in zip(rows, heights, strict=True):
-        middle = top + height / 2
+            parts.append(_upright(x(value), zones, kind))
+    for row, top, height in zip(rows, tops, heights, strict=True):
+        middle = top + over + (height - over - (pad if stacked else 0)) / 2
+        foot = top + over - 3 if stacked else middle + 4
         kind = "label" if row.strong else "name"
-        parts.append(text(0, middle + 4, shorten(row.label, label_width, _SIZE), class_=kind))
-        parts.append(text(width, middle + 4, row.note, anchor="end", class_=kind))
+        room = width - text_width(row.note, 13) - 8 if stacked else label_width
+        shown = shorten(row.label, room, 13 if stacked else _SIZE)
+        parts.append(text(0, foot, shown, class_=kind))
+        parts.append(text(width, foot, row.note, anchor="end", class_=kind))
         for place, mark in enumerate(row.marks):
             parts += _mark(mark, x, middle + (place - (len(row.marks) - 1) / 2) * _STEP)
-        top += height
     return chart(words, width, bottom + 22, parts)
 
 
@@ -101,6 +111,14 @@ def interval_legend(
         if words:
             shown.append((sample(line(14, 0, 14, 12, kind)), words))
     return legend(shown)
+
+
+def _upright(x: float, zones: Sequence[tuple[float, float]], class_: str) -> Markup:
+    """Draw a line from top to bottom, or a piece of it in each of several zones."""
+    if len(zones) == 1:
+        return line(x, zones[0][0], x, zones[0][1], class_)
+    pieces = "".join(f"M{number(x)} {number(a)}V{number(b)}" for a, b in zones)
+    return element("path", d=pieces, class_=class_)
 
 
 def _axis(marks: Sequence[float], x: Scale, bottom: float, width: float) -> list[Markup]:

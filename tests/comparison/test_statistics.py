@@ -1,0 +1,247 @@
+"""Figures and intervals: against loops over the draws, in limiting cases, and how often right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fellrec.comparison.statistics import (
+    Draws,
+    Estimate,
+    Numbers,
+    estimate,
+    jain,
+    lowest,
+    quotient,
+    relative_gap,
+    worst,
+)
+from fellrec.errors import DataError
+from fellrec.evaluation.balance import balance
+from fellrec.evaluation.bootstrap import Interval, mean_interval
+
+
+def drawn(users: int, draws: int = 50, seed: int = 0) -> Draws:
+    return Draws(users, np.random.default_rng(seed), draws)
+
+
+def some(rng: np.random.Generator, users: int, share: float = 0.2) -> Numbers:
+    """Return scores as rankings give them: most 0."""
+    return np.where(rng.random(users) < share, rng.uniform(0.3, 1, users), 0.0)
+
+
+def test_draws_are_of_as_many_users_and_the_first_is_everybody() -> None:
+    counts = drawn(7).counts
+    assert counts.shape == (51, 7) and (counts[0] == 1).all()
+    assert (counts.sum(axis=1) == 7).all() and (counts >= 0).all()
+    assert np.array_equal(counts, drawn(7).counts) and len({tuple(c) for c in counts}) > 40
+
+
+def test_means_and_clients_against_a_loop() -> None:
+    rng = np.random.default_rng(4)
+    scores, whose = some(rng, 20, 0.5), rng.integers(-1, 4, 20)
+    scores[[2, 11]] = np.nan
+    draws = drawn(20)
+    means, clients = draws.mean(scores), draws.clients(scores, whose, 4)
+    for number, counts in enumerate(draws.counts.astype(int)):
+        users = [u for u in np.repeat(np.arange(20), counts) if not np.isnan(scores[u])]
+        assert means[number] == pytest.approx(np.mean(scores[users]))
+        for client in range(4):
+            own = [scores[u] for u in users if whose[u] == client]
+            expected = np.mean(own) if own else np.nan
+            assert clients[number, client] == pytest.approx(expected, nan_ok=True)
+
+
+def test_figures_of_clients_against_the_ones_of_a_run() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.random((30, 5)) * (rng.random((30, 5)) < 0.7)
+    means[rng.random((30, 5)) < 0.2] = np.nan
+    means[:, 0] = np.nan_to_num(means[:, 0])  # somebody has a score
+    means[3] = 0
+    for row, least, gap, even in zip(
+        means, worst(means), relative_gap(means), jain(means), strict=True
+    ):
+        expected = balance(row)
+        assert least == expected["min"]
+        assert gap == pytest.approx(expected["relative_gap"])
+        assert even == pytest.approx(expected["jain"])
+
+
+def test_an_estimate_is_over_seeds_in_each_draw() -> None:
+    rng = np.random.default_rng(2)
+    seeds = [rng.normal(size=101) for _ in range(3)]
+    found = estimate(seeds)
+    means = [np.mean([seed[draw] for seed in seeds]) for draw in range(101)]
+    assert found.interval.mean == pytest.approx(means[0])
+    low, high = np.percentile(means[1:], [2.5, 97.5])
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high))
+    assert found.seeds == tuple(seed[0] for seed in seeds)
+
+
+def test_draws_without_the_figure_are_left_out() -> None:
+    values = np.array([1.0, np.nan, 2.0, 2.0, np.nan])
+    assert estimate([values]).interval == (1, 2, 2)
+    assert estimate([values, np.ones(5)]).interval == (1, 1.5, 1.5)
+    for nothing in ([], [np.array([np.nan, 1.0])]):
+        with pytest.raises(DataError, match="nothing to compare"):
+            estimate(nothing)
+
+
+def test_the_interval_is_that_of_the_results_page() -> None:
+    """Another way to draw, the same distribution: ends agree within the noise of 4000 draws."""
+    scores = some(np.random.default_rng(1), 300)
+    ours = estimate([drawn(300, 4000).mean(scores)]).interval
+    theirs = mean_interval(scores, np.random.default_rng(9), 4000)
+    assert ours.mean == pytest.approx(theirs.mean)
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.05 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.05 * width)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(1, 3))
+def test_identical_cells_differ_by_exactly_nothing(values: list[float], clients: int) -> None:
+    scores, draws = np.array(values), drawn(len(values))
+    whose = np.arange(len(values)) % clients
+    difference = estimate([draws.mean(scores) - draws.mean(scores)] * 2)
+    assert difference.interval == (0, 0, 0) and not difference.clear
+    means = draws.clients(scores, whose, clients)
+    least = lowest([means - means])
+    assert least.interval == (0, 0, 0) and not least.clear
+    assert estimate([worst(means) - worst(means)]).interval == (0, 0, 0)
+
+
+def test_one_user_has_an_interval_of_no_width() -> None:
+    draws = drawn(1)
+    assert estimate([draws.mean(np.array([0.5]))]).interval == (0.5, 0.5, 0.5)
+    means = draws.clients(np.array([0.5]), np.array([0]), 1)
+    assert lowest([means]).interval == (0.5, 0.5, 0.5)
+    assert estimate([relative_gap(means)]).interval == (0, 0, 0)
+    assert estimate([jain(means)]).interval == (1, 1, 1)
+
+
+def test_all_zero_scores_are_even_and_have_no_quotient() -> None:
+    draws, zeros = drawn(6), np.zeros(6)
+    means = draws.clients(zeros, np.arange(6) % 2, 2)
+    assert estimate([relative_gap(means)]).interval == (0, 0, 0)
+    assert estimate([jain(means)]).interval == (1, 1, 1)
+    assert lowest([means]).interval == (0, 0, 0)
+    assert np.isnan(quotient(draws.mean(zeros), draws.mean(zeros))).all()
+
+
+def test_users_without_a_score_count_for_nobody() -> None:
+    """A draw in which none of the few scored users is has no mean: it is not 0."""
+    scores = np.full(40, np.nan)
+    scores[5] = 0.25
+    draws = drawn(40)
+    assert estimate([draws.mean(scores)]).interval == (0.25, 0.25, 0.25)
+    with pytest.raises(DataError, match="no user has a score"):
+        draws.mean(np.full(40, np.nan))
+    means = draws.clients(scores, np.zeros(40, dtype=int), 3)
+    assert means[0, 0] == 0.25 and np.isnan(means[:, 1:]).all()
+    assert lowest([means]).interval == (0.25, 0.25, 0.25)
+
+
+def test_nothing_to_draw_is_refused() -> None:
+    for users, draws in ((0, 5), (5, 0)):
+        with pytest.raises(DataError, match="give at least one of each"):
+            Draws(users, np.random.default_rng(0), draws)
+    for seeds in ([], [np.full((3, 2), np.nan)]):
+        with pytest.raises(DataError, match="no client has this figure"):
+            lowest(seeds)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "clear"),
+    [
+        (0.1, 0.2, (0.1, 0.3), True),
+        (-0.2, -0.1, (-0.1, -0.3), True),
+        (0.1, 0.2, (0.3, -0.01), False),  # one seed says otherwise
+        (0.1, 0.2, (0.3, 0.0), False),
+        (-0.1, 0.2, (0.1, 0.3), False),
+        (0.0, 0.2, (0.1, 0.3), False),
+        (0.0, 0.0, (0.0, 0.0), False),
+    ],
+)
+def test_clear_needs_the_interval_and_every_seed(
+    low: float, high: float, seeds: tuple[float, ...], clear: bool
+) -> None:
+    assert Estimate(Interval((low + high) / 2, low, high), seeds).clear is clear
+
+
+def test_differences_are_paired_by_user_across_seeds() -> None:
+    """Easy users make all seeds better at once; a gain of each user by 0.01 is exact."""
+    rng = np.random.default_rng(3)
+    easy = some(rng, 60, 0.5)
+    draws = drawn(60, 500)
+    one, other = (draws.mean(easy + gain) for gain in (0.01, 0.0))
+    paired = estimate([one - other] * 2).interval
+    assert paired == pytest.approx((0.01, 0.01, 0.01))
+    level = estimate([draws.mean(easy)] * 2).interval
+    alone = estimate([draws.mean(easy)]).interval
+    # The same users in both seeds: a second seed says nothing of other users.
+    assert level == pytest.approx(alone)
+
+
+def test_the_lowest_by_hand() -> None:
+    """Two clients, four draws; standard errors √(0.02 / 4) and √(0.08 / 4)."""
+    means = np.array([[0.4, 0.6], [0.5, 0.6], [0.3, 0.8], [0.4, 0.6], [0.4, 0.4]])
+    first, second = np.sqrt(0.02 / 4), np.sqrt(0.08 / 4)
+    # How far off at most over clients, in standard errors: all √2 but in draw 3.
+    times = np.percentile([0.1 / first, 0.2 / second, 0, 0.2 / second], 95)
+    assert times == pytest.approx(np.sqrt(2))
+    low = min(np.percentile([0.5, 0.3, 0.4, 0.4], 2.5), np.percentile([0.6, 0.8, 0.6, 0.4], 2.5))
+    # 0.4 + √2 · 0.0707 = 0.5 is below 0.6 + √2 · 0.1414 = 0.8.
+    found = lowest([means])
+    assert found.interval == pytest.approx((0.4, low, 0.5)) and found.seeds == (0.4,)
+    # Seeds with clients of their own: the ends are averaged.
+    both = lowest([means, means + 0.2])
+    assert both.interval == pytest.approx((0.5, low + 0.1, 0.6))
+    assert both.seeds == pytest.approx((0.4, 0.6))
+
+
+def five_clients(
+    rng: np.random.Generator, tries: int
+) -> tuple[Draws, list[Numbers], list[Numbers]]:
+    """Return draws, and the clients' means of unlike models that are equally good to everybody."""
+    whose = np.repeat(np.arange(5), [120, 90, 80, 60, 50])
+    draws = Draws(400, rng, 400)
+    one, other = [], []
+    for _ in range(tries):
+        base = some(rng, 400)
+        changed = np.where(rng.random(400) < 0.3, some(rng, 400), base)
+        one.append(draws.clients(changed, whose, 5))
+        other.append(draws.clients(base, whose, 5))
+    return draws, one, other
+
+
+def test_intervals_hold_about_as_often_as_they_say() -> None:
+    """Users are drawn from a population that is known: 19 of 20 intervals should have its mean."""
+    rng = np.random.default_rng(11)
+    draws, true = Draws(400, rng, 400), 0.2 * 0.65
+    held = 0
+    for _ in range(200):
+        interval = estimate([draws.mean(some(rng, 400))]).interval
+        held += interval.low <= true <= interval.high
+    assert 180 <= held <= 198  # 190 ± 2.6 standard errors
+
+
+def test_the_least_gain_is_not_clear_where_nobody_gains() -> None:
+    """The percentiles of the lowest client's draws would call two in three of these a loss."""
+    _, one, other = five_clients(np.random.default_rng(5), 100)
+    gains = [changed - base for changed, base in zip(one, other, strict=True)]
+    assert sum(lowest([gain]).clear for gain in gains) <= 10
+    assert sum(estimate([worst(gain)]).clear for gain in gains) >= 40
+    held = [lowest([means]).interval for means in one]
+    assert sum(each.low <= 0.2 * 0.65 <= each.high for each in held) >= 88
+
+
+def test_the_least_gain_is_clear_where_it_should_be() -> None:
+    """One client loses most of what it had, or all gain by 0.25: that shows."""
+    _, one, other = five_clients(np.random.default_rng(6), 30)
+    for changed, base in zip(one, other, strict=True):
+        spoilt = changed.copy()
+        spoilt[:, 0] *= 0.1
+        assert lowest([spoilt - base]).interval.high < 0
+        assert lowest([changed + 0.25 - base]).interval.low > 0
