@@ -82,18 +82,24 @@ def as_markdown(compared: Compared, command: str) -> str:
     parts = [f"## {file.title}\n"]
     if file.about:
         parts.append(f"{file.about.strip()}\n")
+    empty = []
     for table in compared.tables:
-        if table.axes:
-            values = ", ".join(f"`{key}` = {value}" for key, value in table.axes)
+        values = ", ".join(f"`{key}` = {value}" for key, value in table.axes)
+        if not any(row.cells or row.failures for row in table.rows):
+            empty.append(values)
+            continue
+        if values:
             parts.append(f"### {values}\n")
         if table.data:
             users, items = table.data["users"], table.data["items"]
             parts.append(f"{users:,} users, {items:,} items, {table.data['split']}.\n")
         parts += [_scores(compared, table), _balance(compared, table), _courses(compared, table)]
         parts += _missing(table)
+    if empty:
+        parts.append(f"Not run yet: {'; '.join(empty)}.\n")
     seeds = ", ".join(map(str, file.seeds))
     parts.append(f"    {command}  # seeds {seeds}\n")
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def parts_of_page(results: Path) -> list[str]:
@@ -105,7 +111,8 @@ def parts_of_page(results: Path) -> list[str]:
     for name in comparisons():
         comparison = Comparison.read(name)
         found = outcomes(comparison, results)
-        if any(each.cell is not None for each in found):
+        # One cell, which another comparison may have made, is no comparison.
+        if sum(each.cell is not None for each in found) > 1:
             parts.append(as_markdown(compare(comparison, found), f"fellrec compare {name}"))
     return parts
 

@@ -34,7 +34,8 @@ def blocks(view: View, runs: Path | None, per_client: int) -> list[Block]:
     found = {label: None if cell is None else _folder(runs, cell) for label, cell in cells}
     folders = {label: path for label, path in found.items() if path is not None}
     if not folders:
-        said = f"No run of a row is left in {runs.resolve().name}, so nobody can be served from here."
+        name = runs.resolve().name
+        said = f"No run of a row is left in {name}, so nobody can be served from here."
         return [Text([said])]
     users: list[int] = []
     served: dict[str, list[Sample]] = {}
