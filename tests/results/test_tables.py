@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fellrec.comparison.writing import parts_of_page
 from fellrec.config import RunConfig, parse_override
 from fellrec.federation.runs import difference
 from fellrec.results.cells import Cell, read_all
@@ -122,7 +123,7 @@ def test_the_committed_page_is_of_the_committed_cells() -> None:
     there, written = ROOT / "results", ROOT / "docs" / "results.md"
     assert there.exists() is written.exists()
     if there.exists():
-        assert written.read_text() == page(read_all(there))
+        assert written.read_text() == page(read_all(there), parts_of_page(there))
 
 
 def test_the_committed_commands_give_the_committed_recipes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -230,10 +231,24 @@ def _missing(table: Table) -> list[str]:
     absent = [f"{_label(row)} ({seeds_text(row.missing)})" for row in table.rows if row.missing]
     if absent:
         lines.append(f"- not run yet: {', '.join(absent)}\n")
-    old = [_label(row) for row in table.rows if row.old]
-    if old:
-        lines.append(f"- made by an earlier state of the code: {', '.join(old)}\n")
+    lines += _states(table)
     return ["".join(lines)] if lines else []
+
+
+def _states(table: Table) -> list[str]:
+    """Say which runs other code has made than most: a page is a function of its cells alone."""
+    states = {
+        row.label: tuple(sorted({code for cell in row.cells for code in cell.origin["code"]}))
+        for row in table.rows
+        if row.cells and not row.peer
+    }
+    if not states:
+        return []
+    usual, _ = Counter(states.values()).most_common(1)[0]
+    others = [f"`{label}`" for label, state in states.items() if state != usual]
+    if not others:
+        return []
+    return [f"- made by another state of the code than the others: {', '.join(others)}\n"]
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

@@ -31,19 +31,15 @@ def blocks(view: View) -> list[Block]:
 def _table(view: View, rows: Sequence[Row]) -> Table:
     aim = view.file.reference
     columns = ["strategy", "a client holds", "a client needs", "the server holds", "crossed"]
-    columns += [
-        "clients' time",
-        "trunk's time",
-        "tokens read",
-        *([f"rounds to {aim}'s best"] if aim else []),
-    ]
+    columns += ["time", "tokens read", *([f"rounds to {aim}'s best"] if aim else [])]
     lines = []
     for row in rows:
         costs = [cell.summary["cost"] for cell in row.cells]
         line = [row.label, _held(costs[0], "client"), _needed(row), _held(costs[0], "server")]
         up, down = map(_bytes, _traffic(row.cells))
         line.append(ranged(f"{up} up", f"{down} down"))
-        line += [words.seconds(each) for each in _seconds(row.cells)]
+        own, trunk = map(words.seconds, _seconds(row.cells))
+        line.append(ranged(f"{own} clients", f"{trunk} trunk"))
         line.append(words.whole(_whole(_average(row.cells, _tokens))))
         line += [_reached(row)] if aim else []
         lines.append(line)
