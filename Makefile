@@ -1,4 +1,4 @@
-# make setup | test | test-faults | demo | results | results-run | bench | clean | help
+# make setup | test | test-faults | demo | results | results-run | compare | bench | clean | help
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What docs/results.md compares, each beside its untrained base.
 RESULTS := ml100k bigrec-ml100k recformer-ml100k
+# What docs/results.md compares side by side, the first things first.
+COMPARISONS := compare-ml100k variants-ml100k final-ml100k study-heating study-partition \
+	study-clients study-cut study-codec final-ml100k-last-5
 # Several processes share the cores: a thread that waits for another should not spin. Three suit two
 # cores, since tests of real processes wait a lot; whoever is done takes over what others still have.
 TESTS := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-faults demo results results-run bench clean
+.PHONY: help setup test test-faults demo results results-run compare bench clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(TESTS) -n 3 --dist worksteal
+	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 3 --dist worksteal --durations=12; tests=$$?; \
+		wait $$mypy && exit $$tests
 
 test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each
 	$(TESTS) -m faults --durations=0
@@ -42,6 +45,10 @@ results: $(STAMP)  ## docs/results.md again, from the finished runs kept in resu
 
 results-run: $(STAMP)  ## train what results/ lacks (hours), then docs/results.md; goes on if stopped
 	$(BIN)/fellrec results run $(RESULTS)
+	$(BIN)/fellrec results table --out docs/results.md
+
+compare: $(STAMP)  ## make the cells that comparisons lack (a day), then docs/results.md; goes on if stopped
+	@set -e; for name in $(COMPARISONS); do $(BIN)/fellrec compare $$name --jobs 2; done
 	$(BIN)/fellrec results table --out docs/results.md
 
 bench: $(STAMP)  ## every script in benchmarks/

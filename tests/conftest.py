@@ -18,6 +18,11 @@ settings.register_profile("fellrec", deadline=None)
 settings.load_profile("fellrec")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with tests of real processes: they wait a lot, while others have something to do."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
     """The data and models, written once."""

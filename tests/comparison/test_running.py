@@ -340,7 +340,7 @@ def wait_for(path: Path, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.integration
+@pytest.mark.faults
 def test_workers_end_with_an_interrupted_compare(toys: Toys, place: Place, tmp_path: Path) -> None:
     comparison = written(toys, tmp_path, '[strategies.plain]\n"train.rounds" = 20\n')
     (planned,) = comparison.cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,23 @@ from fellrec.split.ledger import Ledger
 from tests.federation.test_limits import last, same
 from tests.toys import SHOPS, Toys
 
+Run = Callable[..., RunResult]
 
-def run(toys: Toys, folder: Path, name: str, **changes: object) -> RunResult:
-    """Train a strategy; keyword `balance__space` stands for `balance.space`."""
-    overrides = {key.replace("__", "."): value for key, value in changes.items()}
-    return train(toys.recipe(overrides), folder / name)
+
+@pytest.fixture(scope="module")
+def run(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Lend a function that trains a strategy, each once; `balance__space` is `balance.space`."""
+    done: dict[str, RunResult] = {}
+    folder = tmp_path_factory.mktemp("neighbours")
+
+    def trained(**changes: object) -> RunResult:
+        overrides = {key.replace("__", "."): value for key, value in changes.items()}
+        name = repr(sorted(overrides.items()))
+        if name not in done:
+            done[name] = train(toys.recipe(overrides), folder / str(len(done)))
+        return done[name]
+
+    return trained
 
 
 def best(path: Path, client: str) -> dict[str, Tensor]:
@@ -42,28 +55,28 @@ def moved(path: Path, client: str = "north") -> float:
     return float(sum(v.square().sum() for n, v in model.items() if "lora_B" in n) ** 0.5)
 
 
-def test_without_a_pull_fedprox_is_fedavg(toys: Toys, runs: Path) -> None:
-    plain = run(toys, runs, "fedavg", balance__strategy="fedavg")
-    loose = run(toys, runs, "loose", balance__strategy="fedprox", balance__proximal=0.0)
-    tight = run(toys, runs, "tight", balance__strategy="fedprox", balance__proximal=10.0)
+def test_without_a_pull_fedprox_is_fedavg(run: Run) -> None:
+    plain = run(balance__strategy="fedavg")
+    loose = run(balance__strategy="fedprox", balance__proximal=0.0)
+    tight = run(balance__strategy="fedprox", balance__proximal=10.0)
     for client in SHOPS:
         assert same(last(plain.path, client), last(loose.path, client))
     assert moved(tight.path) < 0.7 * moved(plain.path)
 
 
-def test_both_sides_of_the_split_are_pulled(toys: Toys, runs: Path) -> None:
+def test_both_sides_of_the_split_are_pulled(run: Run) -> None:
     """With all blocks on the client there is one optimiser; the trunk's must do the same."""
     pulled = {"balance__strategy": "fedprox", "balance__proximal": 1.0, "train__rounds": 1}
-    whole = run(toys, runs, "whole", model__k_in=2, **pulled)
-    split = run(toys, runs, "split", **pulled)
+    whole = run(model__k_in=2, **pulled)
+    split = run(**pulled)
     assert close(last(whole.path, "north"), last(split.path, "north"), 1e-6)
 
 
-def test_without_a_pull_ditto_is_local_beside_fedavg(toys: Toys, runs: Path) -> None:
+def test_without_a_pull_ditto_is_local_beside_fedavg(toys: Toys, run: Run) -> None:
     own = {"model__item_residual": "local"}
-    alone = run(toys, runs, "local", balance__strategy="local", **own)
-    mean = run(toys, runs, "fedavg", balance__strategy="fedavg", **own)
-    both = run(toys, runs, "ditto", balance__strategy="ditto", balance__proximal=0.0, **own)
+    alone = run(balance__strategy="local", **own)
+    mean = run(balance__strategy="fedavg", **own)
+    both = run(balance__strategy="ditto", balance__proximal=0.0, **own)
     for client in SHOPS:
         assert same(best(alone.path, client), best(both.path, client))
         assert same(last(mean.path, client), last(both.path, client))  # private tensors, too
@@ -77,14 +90,11 @@ def test_without_a_pull_ditto_is_local_beside_fedavg(toys: Toys, runs: Path) -> 
     assert sum(client["steps"] for client in foreseen["clients"]) == steps[1] / 2  # of a round
 
 
-def test_ditto_is_pulled_towards_the_common_model(toys: Toys, runs: Path) -> None:
+def test_ditto_is_pulled_towards_the_common_model(run: Run) -> None:
     """The stronger the pull, the closer to the model that the last round began with."""
     distances = []
     for pull in (0.0, 1.0, 100.0):
         done = run(
-            toys,
-            runs,
-            f"pull{pull}",
             balance__strategy="ditto",
             balance__proximal=pull,
             train__learning_rate=1e-3,
@@ -106,41 +116,41 @@ def test_ditto_is_not_deployed(toys: Toys) -> None:
     check_deployable(toys.recipe({"balance.strategy": "fedamp"}))
 
 
-def test_fedamp_at_its_limits(toys: Toys, runs: Path) -> None:
+def test_fedamp_at_its_limits(run: Run) -> None:
     free = {"balance__strategy": "fedamp", "balance__proximal": 0.0}
-    alone = run(toys, runs, "local", balance__strategy="local")
-    itself = run(toys, runs, "itself", balance__self_weight=1.0, **free)
-    mean = run(toys, runs, "fedavg", balance__strategy="fedavg")
-    third = run(toys, runs, "third", balance__self_weight=1 / 3, balance__space="none", **free)
+    alone = run(balance__strategy="local")
+    itself = run(balance__self_weight=1.0, **free)
+    mean = run(balance__strategy="fedavg")
+    third = run(balance__self_weight=1 / 3, balance__space="none", **free)
     for client in SHOPS:
         assert same(last(alone.path, client), last(itself.path, client))
         assert close(last(mean.path, client), last(third.path, client), 1e-5)
 
 
-def test_fellrec_without_attention_and_heating_is_fedavg(toys: Toys, runs: Path) -> None:
-    mean = run(toys, runs, "fedavg", balance__strategy="fedavg")
-    plain = run(toys, runs, "plain", balance__heating="none", balance__space="none")
+def test_fellrec_without_attention_and_heating_is_fedavg(run: Run) -> None:
+    mean = run(balance__strategy="fedavg")
+    plain = run(balance__heating="none", balance__space="none")
     for client in SHOPS:
         assert same(last(mean.path, client), last(plain.path, client))
 
 
-def test_only_the_adapters_may_be_personal(toys: Toys, runs: Path) -> None:
+def test_only_the_adapters_may_be_personal(run: Run) -> None:
     """With alpha = 0 each client keeps its own factors; other tensors are the plain mean."""
     short = {"train__rounds": 1}
-    alone = run(toys, runs, "local", balance__strategy="local", **short)
-    mean = run(toys, runs, "fedavg", balance__strategy="fedavg", **short)
-    both = run(toys, runs, "both", balance__alpha=0.0, balance__dense="average", **short)
+    alone = run(balance__strategy="local", **short)
+    mean = run(balance__strategy="fedavg", **short)
+    both = run(balance__alpha=0.0, balance__dense="average", **short)
     for client in SHOPS:
         own, common, found = (last(each.path, client) for each in (alone, mean, both))
         for name, value in found.items():
             assert torch.equal(value, own[name] if ".lora_" in name else common[name])
 
 
-def test_halves_of_the_adapter_take_turns(toys: Toys, runs: Path) -> None:
+def test_halves_of_the_adapter_take_turns(toys: Toys, run: Run) -> None:
     """Round 0 trains B and leaves A; round 1 trains A, and B stays what the first mixing gave."""
     turns = {"balance__strategy": "fedavg", "lora__alternate": True, "evaluation__keep_rounds": 3}
-    done = run(toys, runs, "turns", **turns).path
-    alone = run(toys, runs, "alone", **{**turns, "balance__strategy": "local", "train__rounds": 1})
+    done = run(**turns).path
+    alone = run(**{**turns, "balance__strategy": "local", "train__rounds": 1})
     states = [
         {
             **read_tensors(done / f"rounds/{t}/clients/north/adapter.safetensors"),
