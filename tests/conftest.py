@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ settings.load_profile("fellrec")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with tests of real processes: they wait a lot, while others have something to do."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """Undo what a command of an earlier test, in this process, did to the library's remarks."""
+    logging.getLogger("fellrec").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
