@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fellrec.comparison.plan import Comparison
-from fellrec.comparison.table import Compared
+from fellrec.comparison.rows import Compared
 from fellrec.results.cells import Cell
 from tests.comparison.made import cell, compared, description, line
 

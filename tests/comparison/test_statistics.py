@@ -13,6 +13,7 @@ from fellrec.comparison.statistics import (
     Numbers,
     estimate,
     jain,
+    judged_together,
     lowest,
     quotient,
     relative_gap,
@@ -235,6 +236,61 @@ def test_the_least_gain_is_not_clear_where_nobody_gains() -> None:
     assert sum(estimate([worst(gain)]).clear for gain in gains) >= 40
     held = [lowest([means]).interval for means in one]
     assert sum(each.low <= 0.2 * 0.65 <= each.high for each in held) >= 88
+
+
+def twenty(rng: np.random.Generator, gain: float = 0.0) -> list[Estimate]:
+    """Return differences of twenty models from one; all are equally good but the fourth."""
+    draws, base = Draws(300, rng, 400), some(rng, 300)
+    changed = [np.where(rng.random(300) < 0.3, some(rng, 300), base) for _ in range(20)]
+    changed[3] = changed[3] + gain
+    return [estimate([draws.mean(scores) - draws.mean(base)]) for scores in changed]
+
+
+def test_of_twenty_that_are_none_seldom_one_is_called_a_difference() -> None:
+    rng = np.random.default_rng(8)
+    families = [twenty(rng) for _ in range(100)]
+    judged = [judged_together(each) for each in families]
+    assert sum(any(value.clear for value in each) for each in families) >= 40
+    assert sum(any(value.clear for value in each) for each in judged) <= 11  # 5 ± 2.2
+
+
+def test_a_true_difference_is_found_among_twenty() -> None:
+    rng = np.random.default_rng(9)
+    judged = [judged_together(twenty(rng, 0.06)) for _ in range(20)]
+    assert sum(each[3].clear for each in judged) >= 17
+
+
+def test_judging_together_against_its_definition() -> None:
+    """Step down by hand: who is surest is held against all, the next against the rest."""
+    rng = np.random.default_rng(10)
+    for gain in (0.0, 0.03, 0.06):
+        family = twenty(rng, gain)
+        draws = [value.draws for value in family if value.draws is not None]
+        errors = [np.sqrt(np.mean((each[1:] - each[0]) ** 2)) for each in draws]
+        sizes = [abs(each[0]) / error for each, error in zip(draws, errors, strict=True)]
+        left, holds = set(range(20)), dict.fromkeys(range(20), False)
+        while left:
+            surest = max(left, key=lambda at: sizes[at])
+            beaten = 0
+            for draw in range(1, 401):
+                off = max(abs(draws[at][draw] - draws[at][0]) / errors[at] for at in left)
+                beaten += off >= sizes[surest]
+            if beaten / 400 >= 0.05:
+                break
+            holds[surest] = True
+            left.remove(surest)
+        assert [value.holds for value in judged_together(family)] == list(holds.values())
+
+
+def test_limits_of_judging_together() -> None:
+    assert judged_together([]) == []
+    told = Estimate(Interval(0.1, 0.05, 0.2), (0.1,))  # no draws: left alone
+    same = estimate([np.zeros(11)])
+    sure = estimate([np.full(11, 0.01)])
+    judged = judged_together([told, same, sure])
+    assert judged[0] is told
+    assert not judged[1].holds and judged[2].clear
+    assert [value.interval for value in judged] == [told.interval, same.interval, sure.interval]
 
 
 def test_the_least_gain_is_clear_where_it_should_be() -> None:

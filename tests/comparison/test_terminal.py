@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fellrec.comparison.plan import Comparison
-from fellrec.comparison.table import Compared
+from fellrec.comparison.rows import Compared
 from fellrec.comparison.terminal import remarks, tables, watching
 
 

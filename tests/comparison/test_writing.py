@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fellrec.comparison.plan import Comparison
+from fellrec.comparison.rows import Compared
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared
 from fellrec.comparison.writing import as_csv, as_markdown, as_rows, figures, plain, signed, write
 from fellrec.errors import RunError
 from fellrec.evaluation.bootstrap import Interval

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from fellrec.cli import app
 from fellrec.config import RunConfig
 from fellrec.data.client_file import read_client_file, write_client_file
 from fellrec.data.sources import fetch_model
@@ -196,6 +198,7 @@ def test_certificates_by_command(deployed: Deployment, tmp_path: Path) -> None:
     assert again.returncode == 2 and again.stderr.startswith("error: ")
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_bad_input_is_one_line(toys: Toys, tmp_path: Path) -> None:
     keys = make_credentials(tmp_path / "keys", [CLIENT], days=1)
     for given, said in {
@@ -206,9 +209,7 @@ def test_bad_input_is_one_line(toys: Toys, tmp_path: Path) -> None:
     }.items():
         recipe = tmp_path / "recipe.toml"
         recipe.write_text(toys.recipe().to_toml())
-        done = subprocess.run(
-            command(recipe, keys, *given), env=toys.environment(), capture_output=True, text=True
-        )
-        assert done.returncode == 2, done.stderr
+        done = CliRunner().invoke(app, command(recipe, keys, *given)[len(PROGRAM) :])
+        assert done.exit_code == 2, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
         assert said in done.stderr

@@ -77,6 +77,8 @@ def compare(
     if not as_they_are:
         todo = running.lacking(found, retry=retry, keep_old=keep_old, only=labels)
         again = ["fellrec", "compare", comparison, "--runs", str(runs), "--results", str(folder)]
+        again += ["--jobs", str(jobs), *(word for label in labels for word in ("--only", label))]
+        again += ["--keep-old"] if keep_old else []
         with (
             resumable(runs / read.file.name / "comparison.toml", shlex.join(again)),
             terminal.watching(console, len(todo)) as told,

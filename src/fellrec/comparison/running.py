@@ -152,9 +152,15 @@ def _workers(
         words += [str(place.runs), str(place.results)]
         log = _log(place, planned)
         with log.open("wb") as out:
-            # A session of its own: Ctrl-C is ours to pass on.
+            # A group of its own: Ctrl-C is ours to pass on. No session of its own, in which the
+            # kernel would forget that the command was begun with `nice`.
             process = subprocess.Popen(
-                words, stdout=out, stderr=out, env=environment, start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=environment,
+                process_group=0,
             )
         started.append(process)
         return process

@@ -15,7 +15,7 @@ lean the same way: read the gap beside the one that chance would show.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,28 @@ Figure = Callable[[Numbers], Numbers]
 """From clients' means, (draws, clients), to one number per draw, (draws,)."""
 
 _DRAWS = 2000
+_RISK = 0.05
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over seeds: mean and interval, and each seed's own value in the order of seeds."""
+    """A figure over seeds: mean and interval, and each seed's own value in the order of seeds.
+
+    draws: (1 + draws,) the figure in each draw; None where the interval is not of its draws. holds:
+    False for a difference that, judged together with others, may be one of many; see
+    `judged_together`.
+    """
 
     interval: Interval
     seeds: tuple[float, ...]
+    draws: Numbers | None = field(default=None, repr=False, compare=False)
+    holds: bool = True
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0, and all seeds agree on the sign."""
+        """Whether the interval leaves out 0, all seeds agree on the sign, and it holds."""
         signs = {np.sign(value) for value in self.seeds}
-        return self.interval.clear and len(signs) == 1
+        return self.interval.clear and len(signs) == 1 and self.holds
 
 
 class Draws:
@@ -95,7 +103,35 @@ def estimate(per_seed: Sequence[Numbers]) -> Estimate:
     together = np.stack(per_seed).mean(axis=0)
     low, high = np.nanpercentile(together[1:], [2.5, 97.5])
     interval = Interval(float(together[0]), float(low), float(high))
-    return Estimate(interval, tuple(float(values[0]) for values in per_seed))
+    return Estimate(interval, tuple(float(values[0]) for values in per_seed), together)
+
+
+def judged_together(differences: Sequence[Estimate]) -> list[Estimate]:
+    """Note of each difference whether it holds when all are judged at once.
+
+    The chance that any is said to hold which is none is at most 5 %, however many there are and
+    however they hang together: the step-down of Romano and Wolf (2005, Econometrica 73) on the
+    largest of |difference| / standard error, both from the draws. From the surest to the least
+    sure, each is held against the largest deviation in each draw among those not yet passed; the
+    first that fails ends it. Differences without draws are left alone.
+    """
+    known = {place: each.draws for place, each in enumerate(differences) if each.draws is not None}
+    found = list(differences)
+    if not known:
+        return found
+    places, draws = list(known), np.stack(list(known.values()), axis=1)
+    away = np.abs(draws[1:] - draws[0])
+    errors = np.sqrt(np.nanmean(away**2, axis=0))
+    sizes = _quotient(np.abs(draws[0]), errors, np.inf)
+    sizes[draws[0] == 0] = 0
+    scaled = np.nan_to_num(_quotient(away, np.broadcast_to(errors, away.shape), 0.0))
+    order = np.argsort(-sizes)
+    holds = True
+    for first, at in enumerate(order):
+        largest = scaled[:, order[first:]].max(axis=1)
+        holds = holds and float(np.mean(largest >= sizes[at])) < _RISK
+        found[places[at]] = replace(differences[places[at]], holds=holds)
+    return found
 
 
 def lowest(per_seed: Sequence[Numbers]) -> Estimate:

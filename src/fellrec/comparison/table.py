@@ -7,16 +7,17 @@ nothing across seeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fellrec.comparison.alike import alike
-from fellrec.comparison.course import Course, course_of
+from fellrec.comparison.course import course_of
 from fellrec.comparison.outcomes import Outcome
 from fellrec.comparison.plan import Comparison, ComparisonFile
+from fellrec.comparison.rows import Axes, ClientScore, Compared, Row, Table
 from fellrec.comparison.statistics import (
     Draws,
     Estimate,
@@ -24,6 +25,7 @@ from fellrec.comparison.statistics import (
     clients_of,
     estimate,
     jain,
+    judged_together,
     lowest,
     quotient,
     relative_gap,
@@ -34,81 +36,9 @@ from fellrec.errors import RunError
 from fellrec.evaluation.balance import sampling_gap
 from fellrec.results.cells import Cell
 
-Axes = tuple[tuple[str, Any], ...]
-
 _Figure = Callable[[str, int], Numbers]
 """From a label and a seed to a number per draw."""
 _How = Callable[[Numbers, Numbers], Numbers]
-
-
-@dataclass(frozen=True)
-class ClientScore:
-    """One client of one seed. scores: by label of a row, its mean over the client's users."""
-
-    seed: int
-    name: str
-    users: int
-    scores: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One strategy or peer. Estimates are None where something that they need is missing.
-
-    overall: by metric. The rest is of the metric that the comparison shows: over_reference, the
-    difference from the reference; of_ceiling, the quotient by the ceiling; over_floor, the least of
-    the clients' gains over learning alone; worst, gap, jain, of clients' means, and gap_by_chance,
-    the gap that equal clients would show; worst_over_reference and worst_over_floor, differences of
-    worst clients; gap_of_reference, the quotient of gaps.
-    """
-
-    label: str
-    peer: bool
-    cells: tuple[Cell, ...]
-    failures: tuple[tuple[int, str], ...] = ()
-    missing: tuple[int, ...] = ()
-    old: bool = False
-    overall: Mapping[str, Estimate] = field(default_factory=dict)
-    over_reference: Mapping[str, Estimate] = field(default_factory=dict)
-    of_ceiling: Estimate | None = None
-    over_floor: Estimate | None = None
-    worst: Estimate | None = None
-    worst_over_reference: Estimate | None = None
-    worst_over_floor: Estimate | None = None
-    gap: Estimate | None = None
-    gap_by_chance: float | None = None
-    gap_of_reference: Estimate | None = None
-    jain: Estimate | None = None
-    course: Course | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of one set of axis values, and the clients of its seeds."""
-
-    axes: Axes
-    metric: str
-    rows: tuple[Row, ...]
-    clients: tuple[ClientScore, ...]
-    data: Mapping[str, Any]
-
-    def row(self, label: str) -> Row | None:
-        """Return the row of a label that has figures."""
-        return next((row for row in self.rows if row.label == label and row.cells), None)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A comparison with all its figures."""
-
-    file: ComparisonFile
-    tables: tuple[Table, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cell has a result."""
-        rows = [row for table in self.tables for row in table.rows]
-        return not any(row.failures or row.missing for row in rows)
 
 
 def compare(comparison: Comparison, found: Sequence[Outcome]) -> Compared:
@@ -132,7 +62,31 @@ def _table(file: ComparisonFile, axes: Axes, group: Sequence[Outcome]) -> Table:
     labels = list(dict.fromkeys(each.planned.label for each in group))
     rows = [maker.row([o for o in group if o.planned.label == label]) for label in labels]
     data: Mapping[str, Any] = next((cell.origin["data"] for cell in kept.values()), {})
-    return Table(axes, metric, tuple(rows), tuple(maker.clients(labels)), data)
+    return Table(axes, metric, _judged(rows), tuple(maker.clients(labels)), data)
+
+
+def _judged(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Judge the differences of each column together: many rows make many chances to look clear."""
+    metrics = dict.fromkeys(name for row in rows for name in row.over_reference)
+    over = {name: _column([row.over_reference.get(name) for row in rows]) for name in metrics}
+    reference = _column([row.worst_over_reference for row in rows])
+    floor = _column([row.worst_over_floor for row in rows])
+    return tuple(
+        replace(
+            row,
+            over_reference={
+                name: value for name in metrics if (value := over[name][place]) is not None
+            },
+            worst_over_reference=reference[place],
+            worst_over_floor=floor[place],
+        )
+        for place, row in enumerate(rows)
+    )
+
+
+def _column(values: Sequence[Estimate | None]) -> list[Estimate | None]:
+    judged = iter(judged_together([value for value in values if value is not None]))
+    return [None if value is None else next(judged) for value in values]
 
 
 class _Figures:

@@ -12,9 +12,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fellrec.comparison.plan import Planned
+from fellrec.comparison.rows import Compared, Row, Table
 from fellrec.comparison.running import Step, Told
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared, Row, Table
 from fellrec.comparison.writing import seeds_text
 from fellrec.console import is_live, make_table, plain
 from fellrec.results.markdown import NOTHING, metric_name

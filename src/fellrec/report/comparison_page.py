@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fellrec import __version__
-from fellrec.comparison.table import Compared
+from fellrec.comparison.rows import Compared
 from fellrec.report import frame
 from fellrec.report.blocks import Block, Folded, Page, Section, Text
 from fellrec.report.sections.compared import (

@@ -82,7 +82,8 @@ def _how_good(run: FinishedRun) -> str:
         begin = f"One client with {users} trained for {words.several(summary['rounds'], 'round')}."
     else:
         rounds = words.several(summary["rounds"], "round")
-        begin = f"{clients} with {users} between them trained together for {rounds}."
+        how = "each for itself" if summary["strategy"] == "local" else "together"
+        begin = f"{clients} with {users} between them trained {how} for {rounds}."
     scores = []
     for name in shown_metrics(run):
         value, interval = summary["overall"][name], run.overall(name)

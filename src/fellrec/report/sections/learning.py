@@ -66,10 +66,12 @@ def validation(run: FinishedRun, *, prefix: str = "", most: int = PANELS) -> Fig
                 gone=[each.number for each in run.rounds if name in each.failed],
             )
         )
-    entries = [("main", "the client's mixed model")]
+    alone = run.config.balance.strategy == "local"
+    entries = [("main", "the client's model" if alone else "the client's mixed model")]
     entries += [("second", "its model before mixing")] if before else []
     entries += [("context", "mean of all clients")] if len(run.names) > 1 else []
-    lead = f"{_gain(run, metric)} The mixed model is scored before it trains on.{_more(run, most)}"
+    what = "Each client's own" if alone else "The mixed"
+    lead = f"{_gain(run, metric)} {what} model is scored before it trains on.{_more(run, most)}"
     columns = ["client", "round", "before mixing", metric]
     rows = [
         [name, str(each.number), words.score(each.value(name, _BEFORE)), _or_failed(run, name, at)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fellrec.comparison.rows import Compared, Row
+from fellrec.comparison.rows import Table as Tabled
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared, Row
-from fellrec.comparison.table import Table as Tabled
 from fellrec.report import words
 from fellrec.report.blocks import Block, Figure, Folded, Table
 from fellrec.report.sections.compared.curves import LARGE, beside, legend, panel

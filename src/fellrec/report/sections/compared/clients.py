@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fellrec.comparison.table import ClientScore
+from fellrec.comparison.rows import ClientScore
 from fellrec.report import words
 from fellrec.report.blocks import Block, Figure, Folded, Table, Text
 from fellrec.report.charts import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fellrec.comparison.table import Row
+from fellrec.comparison.rows import Row
 from fellrec.report import words
 from fellrec.report.blocks import Block, Figure, Table, Text, ranged
 from fellrec.report.charts import Bar, Words, bar_chart, bar_legend

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from fellrec.comparison.rows import Compared, Row
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared, Row
 from fellrec.report import words
 from fellrec.report.blocks import Tile, Tiles
 from fellrec.report.sections.compared.view import View, known, listed, side_of_one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fellrec.comparison.table import Row
+from fellrec.comparison.rows import Row
 from fellrec.report import words
 from fellrec.report.blocks import Block, Figure, Folded, Table, Text
 from fellrec.report.charts import Grid, Shade, Words, heat_legend, heat_map

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fellrec.comparison.table import Row
+from fellrec.comparison.rows import Row
 from fellrec.errors import FellrecError
 from fellrec.report.blocks import Block, Case, Cases, Entry, Offer, Text
 from fellrec.report.sections.compared.view import View, listed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fellrec.comparison.table import Compared
+from fellrec.comparison.rows import Compared
 from fellrec.config import RunConfig
 from fellrec.report import words
 from fellrec.report.blocks import Block, Listing, Table

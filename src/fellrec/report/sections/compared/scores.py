@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fellrec.comparison.table import Row
+from fellrec.comparison.rows import Row
 from fellrec.comparison.writing import seeds_text
 from fellrec.report import words
 from fellrec.report.blocks import Block, Figure, Table, Text, ranged

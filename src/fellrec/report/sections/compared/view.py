@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from fellrec.comparison.plan import ComparisonFile
+from fellrec.comparison.rows import Row, Table
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Row, Table
 from fellrec.report import words
 from fellrec.report.blocks import ranged
 from fellrec.report.charts import Mark
