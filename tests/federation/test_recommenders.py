@@ -48,8 +48,12 @@ RECOMMENDERS: dict[str, dict[str, object]] = {
         "evaluation.test_users": 15,
     },
 }
-KILLS = {"recformer, fixed": [150, 260]}  # in the second round, which fixes items, and in the third
-OTHER_KILLS = [150]
+KILLS = {  # HLLM is killed in test_resume.py
+    "recformer": [150],
+    "recformer, fixed": [150, 260],  # in the second round, which fixes items, and in the third
+    "bigrec": [150],
+    "bigrec, few-shot": [150],
+}
 
 
 def recipe(toys: Toys, recommender: str, overrides: dict[str, object] | None = None) -> RunConfig:
@@ -70,23 +74,22 @@ def trained(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 def answers(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     cases = []
     folder = tmp_path_factory.mktemp("crashes")
-    for number, name in enumerate(RECOMMENDERS):
+    for number, (name, points) in enumerate(KILLS.items()):
         own = folder / str(number)
         own.mkdir()
         (own / "recipe.toml").write_text(recipe(toys, name).to_toml())
-        points = KILLS.get(name, OTHER_KILLS)
         case = {"recipe": own / "recipe.toml", "folder": own, "points": points, "moments": []}
         cases.append(case)
     given = kill_and_resume(cases, toys.environment(), folder / "spec.json")
-    return dict(zip(RECOMMENDERS, given, strict=True))
+    return dict(zip(KILLS, given, strict=True))
 
 
-@pytest.mark.parametrize("recommender", RECOMMENDERS)
+@pytest.mark.parametrize("recommender", KILLS)
 def test_killed_and_resumed_is_undisturbed(
     answers: dict[str, dict[str, Any]], recommender: str
 ) -> None:
     assert answers[recommender]["failures"] == {}
-    assert answers[recommender]["died"] == len(KILLS.get(recommender, OTHER_KILLS))
+    assert answers[recommender]["died"] == len(KILLS[recommender])
 
 
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
@@ -95,8 +98,6 @@ def test_two_runs_of_a_recipe_are_the_same(
 ) -> None:
     again = train(recipe(toys, recommender), runs / "again").path
     assert differences(outcome(trained[recommender]), outcome(again)) == []
-    other = train(recipe(toys, recommender, {"seed": 1}), runs / "other").path
-    assert "clients/north/last_adapter.safetensors" in differences(outcome(again), outcome(other))
 
 
 @pytest.mark.parametrize("recommender", RECOMMENDERS)

@@ -2,7 +2,6 @@
 
 The reference is a simulation in which the same clients are lost in the same rounds, so that who
 remains, what the lost ones come back with and what is counted are all compared.
-`test_rehearsal.py` kills the coordinator.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from tests.integration.deployed import (
     kill,
     metrics,
     same,
+    server_app,
     simulated,
     started,
     until,
@@ -147,3 +147,31 @@ def test_a_cut_connection(config: RunConfig, tmp_path: Path, reference: Path) ->
         out = collected(rehearsal, tmp_path / "run")
     same(out, simulated(config, reference))
     assert all("failed" not in found[0] for found in metrics(out).values())
+
+
+def test_a_coordinator_that_is_killed_goes_on_from_the_last_complete_round(
+    toys: Toys, tmp_path: Path
+) -> None:
+    """A new run resumes the directory; no round is lost, none is counted twice."""
+    config = toys.recipe(
+        {
+            "clients.partition": "random",
+            "clients.count": 2,
+            "train.local_epochs": 100,
+            "evaluation.before_mixing": False,
+        }
+    )
+    with started(config, tmp_path) as rehearsal:
+        rehearsal.run(resume=False)
+        wait_for_step(rehearsal, "c0", 1)
+        kill(server_app(rehearsal))
+        assert "process ended" in failure(rehearsal)
+        done = metrics(rehearsal.grounds.coordinator)
+        assert {t for t, _ in done} == {0}
+        rehearsal.run(resume=True)
+        rehearsal.follow(Observer())
+        (begun,) = events(rehearsal, "round_begins")
+        assert begun["round"] == 1
+        out = collected(rehearsal, tmp_path / "run")
+    same(out, simulated(config, tmp_path / "simulation"))
+    assert all(len(lines) == 1 for lines in metrics(out).values())

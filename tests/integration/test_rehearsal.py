@@ -12,22 +12,13 @@ import psutil
 import pytest
 
 from fellrec.data.client_file import read_client_file
-from fellrec.federation.observer import Observer
 from fellrec.split.ledger import Ledger
 from tests.federation.deployment.recordings import check_recording, histories, texts
 from tests.integration.deployed import (
-    collected,
-    events,
-    failure,
-    kill,
-    metrics,
     same,
-    server_app,
     simulated,
-    started,
-    wait_for_step,
 )
-from tests.toys import SHOPS, Toys, titles
+from tests.toys import Toys, titles
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_cache")]
 
@@ -44,10 +35,11 @@ sys.addaudithook(_hook)
 
 
 def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
-    """Three clients, two rounds, int8 on the wire. What the servers see is all declared; they are
+    """Two clients, two rounds, int8 on the wire. What the servers see is all declared; they are
     watched: they open no data.
     """
-    config = toys.recipe({"split.codec": "int8", "train.micro_batches": 2, "train.in_flight": 2})
+    wire = {"split.codec": "int8", "train.micro_batches": 2, "train.in_flight": 2}
+    config = toys.recipe({"clients.partition": "random", "clients.count": 2, **wire})
     recipe, out = tmp_path / "toys.toml", tmp_path / "run"
     recipe.write_text(config.to_toml())
     watch, site = tmp_path / "watch", tmp_path / "site"
@@ -75,7 +67,7 @@ def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
 
     parties = out.with_name("run.parties")
     clients, planted = parties / "clients", texts(titles())
-    for name in SHOPS:
+    for name in ("c0", "c1"):
         planted |= histories(read_client_file(clients / name / "data.fellrec"))
     ledger = Ledger.read(out / "ledger.csv")
     assert check_recording(parties / "recording", ledger=ledger, planted=planted)
@@ -96,31 +88,3 @@ def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
 def _is_of(process: psutil.Process, watch: Path) -> bool:
     environ = process.info["environ"] or {}
     return process.pid != os.getpid() and environ.get("WATCH_FOLDER") == str(watch)
-
-
-def test_a_coordinator_that_is_killed_goes_on_from_the_last_complete_round(
-    toys: Toys, tmp_path: Path
-) -> None:
-    """A new run resumes the directory; no round is lost, none is counted twice."""
-    config = toys.recipe(
-        {
-            "clients.partition": "random",
-            "clients.count": 2,
-            "train.local_epochs": 100,
-            "evaluation.before_mixing": False,
-        }
-    )
-    with started(config, tmp_path) as rehearsal:
-        rehearsal.run(resume=False)
-        wait_for_step(rehearsal, "c0", 1)
-        kill(server_app(rehearsal))
-        assert "process ended" in failure(rehearsal)
-        done = metrics(rehearsal.grounds.coordinator)
-        assert {t for t, _ in done} == {0}
-        rehearsal.run(resume=True)
-        rehearsal.follow(Observer())
-        (begun,) = events(rehearsal, "round_begins")
-        assert begun["round"] == 1
-        out = collected(rehearsal, tmp_path / "run")
-    same(out, simulated(config, tmp_path / "simulation"))
-    assert all(len(lines) == 1 for lines in metrics(out).values())
