@@ -10,7 +10,7 @@ RESULTS := ml100k bigrec-ml100k recformer-ml100k
 COMPARISONS := compare-ml100k variants-ml100k final-ml100k study-heating study-partition \
 	study-clients study-cut study-codec final-ml100k-last-5
 # Several processes share the cores: a thread that waits for another should not spin. Three suit two
-# cores, since tests of real processes wait a lot; whoever is done takes over what others still have.
+# cores, since tests of real processes wait a lot. A file's tests stay together with what they share.
 TESTS := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 3 --dist worksteal --durations=12; tests=$$?; \
+	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 3 --dist loadfile --no-loadscope-reorder --durations=12; tests=$$?; \
 		wait $$mypy && exit $$tests
 
 test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each

@@ -10,7 +10,8 @@ import numpy as np
 
 from fellrec.comparison.outcomes import Failure, Outcome
 from fellrec.comparison.plan import Comparison, Planned
-from fellrec.comparison.table import Compared, compare
+from fellrec.comparison.rows import Compared
+from fellrec.comparison.table import compare
 from fellrec.results.cells import Cell
 
 DATA = {"dataset": "toys", "split": "leave-one-out", "users": 4, "items": 9, "digest": "abc"}

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fellrec.comparison.plan import Comparison
+from fellrec.comparison.rows import Compared, Row
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared, Row, compare
+from fellrec.comparison.table import compare
 from fellrec.errors import RunError
 from tests.comparison.conftest import TEXT, Results
 from tests.comparison.made import cell, compared, description, found

@@ -10,7 +10,8 @@ import numpy as np
 
 from fellrec.comparison.outcomes import Failure, Outcome
 from fellrec.comparison.plan import Comparison, Planned
-from fellrec.comparison.table import Compared, compare
+from fellrec.comparison.rows import Compared
+from fellrec.comparison.table import compare
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.results.cells import Cell
 from tests.report.made import METRICS, SHIFTS, USERS, draw_scores, make_summary, round_lines

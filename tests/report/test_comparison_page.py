@@ -11,7 +11,8 @@ import pytest
 
 from fellrec.comparison.outcomes import outcome, place_of
 from fellrec.comparison.plan import Comparison
-from fellrec.comparison.table import Compared, compare
+from fellrec.comparison.rows import Compared
+from fellrec.comparison.table import compare
 from fellrec.errors import RunError
 from fellrec.report import write_comparison
 from fellrec.report.blocks import ranged

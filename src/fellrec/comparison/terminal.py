@@ -19,7 +19,7 @@ from fellrec.comparison.writing import seeds_text
 from fellrec.console import is_live, make_table, plain
 from fellrec.results.markdown import NOTHING, metric_name
 
-_LEGEND = "* the interval leaves out 0, and all seeds agree on the sign"
+_LEGEND = "* clear: leaves out 0, in all seeds, judged together with its column"
 _WIDE = Console(width=1000)  # to measure with
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from fellrec.comparison.course import Course
 from fellrec.comparison.plan import Comparison, comparisons
+from fellrec.comparison.rows import Compared, Row, Table
 from fellrec.comparison.running import outcomes
 from fellrec.comparison.statistics import Estimate
-from fellrec.comparison.table import Compared, Row, Table, compare
+from fellrec.comparison.table import compare
 from fellrec.errors import RunError
 from fellrec.files import write_bytes
 from fellrec.results.markdown import NOTHING, metric_name, table_text

@@ -65,8 +65,9 @@ def _table(view: View) -> Table:
             cells.append("ceiling" if row.label == file.ceiling else share(row.of_ceiling))
         rows.append(cells)
     caption = (
-        "Test scores, best first, below each its 95 % interval; a difference in bold leaves out 0 "
-        "and has the same sign in all seeds, a share in bold leaves out 100%"
+        "Test scores, best first, below each its 95 % interval; a difference in bold is clear: it "
+        "leaves out 0, has the same sign in all seeds, and holds when its column is judged "
+        "together; a share in bold leaves out 100%"
     )
     return Table(caption, columns, rows)
 
@@ -142,8 +143,8 @@ def _differences(view: View) -> Figure | None:
         Words(f"{view.prefix}differences", title, point),
         rows,
         Table(f"{title}, in numbers", columns, numbers, folded=True),
-        lead=f"{point} A difference is clear where its 95 % interval leaves out 0 and all seeds "
-        "agree. Each is judged alone: of twenty that are none, one would look clear.",
+        lead=f"{point} A difference is clear where its 95 % interval leaves out 0, all seeds "
+        "agree, and it holds when all are judged together: many rows make many chances.",
         legend=interval_legend(["clear", "not clear"], reference=reference),
         reference=0.0,
     )
