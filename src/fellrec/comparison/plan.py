@@ -42,7 +42,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fellrec.comparison.checks import Peer, blamed, check, check_tables
 from fellrec.config import Count, RunConfig, Section, Text, Tuple
-from fellrec.config_errors import explain
+from fellrec.config.messages import explain
 from fellrec.errors import ConfigError
 
 Value = str | bool | int | float | list[Any]

@@ -1,0 +1,70 @@
+"""Where a recipe's text comes from: what is shipped by name, or a file; and a value set by hand."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fellrec.errors import ConfigError
+
+
+def recipes() -> list[str]:
+    """Return the names of the shipped recipes, sorted; one in a folder is "folder/name"."""
+    return sorted(_recipes_in(resources.files("fellrec.recipes")))
+
+
+def _recipes_in(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _recipes_in(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".toml"):
+            yield prefix + entry.name.removesuffix(".toml")
+
+
+def read_recipe(source: str | PathLike[str]) -> tuple[str, str, str]:
+    """Return the text, its name for errors, and the name of a run that has none.
+
+    Raises `ConfigError` when there is no such recipe or file, or it is not UTF-8 text.
+    """
+    if isinstance(source, str):
+        shipped = recipes()
+        if source in shipped:
+            file = resources.files("fellrec.recipes") / f"{source}.toml"
+            return file.read_text("utf-8"), f"{source}.toml", source
+        if not source.endswith(".toml") and Path(source).name == source:
+            raise ConfigError(
+                f"no recipe is named {source!r}; there are {', '.join(shipped)}, "
+                f"or give the path of a .toml file"
+            )
+    path = Path(source)
+    try:
+        return path.read_text("utf-8"), path.name, path.stem
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read ``section.key=value``, the value in TOML's syntax; a bare word is a string.
+
+    Returns:
+        The dotted key and the value, for `RunConfig.from_toml`'s overrides.
+
+    Raises:
+        ConfigError: no "=", no key, or no value.
+
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not (key and equals and value):
+        raise ConfigError(f"{text!r}: write section.key=value, such as train.rounds=2")
+    try:
+        table = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return key, value
+    return key, table["value"] if len(table) == 1 else value
