@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -215,6 +216,23 @@ def test_an_old_result_does_not_hide_that_todays_code_failed(
     by_other_code(path)
     found = outcome(plain, place.results)
     assert found.cell is None and found.failure is not None and lacking([found]) == []
+
+
+def test_a_cell_of_settings_that_are_no_more_is_made_again(
+    toy: Comparison, place: Place, undisturbed: Path
+) -> None:
+    plain = of(toy, "plain")
+    shutil.copytree(undisturbed, place.runs / plain.name)
+    work(plain, place.runs, place.results)
+    kept = place.results / "cells" / plain.name
+    recipe, origin = kept / "config.toml", json.loads((kept / "origin.json").read_text())
+    recipe.write_text(recipe.read_text().replace("[lora]\n", "[lora]\nspin = 0.5\n"))
+    origin["files"]["config.toml"] = hashlib.sha256(recipe.read_bytes()).hexdigest()
+    (kept / "origin.json").write_text(json.dumps(origin))
+    found = outcome(plain, place.results)
+    assert found.cell is None and found.failure is None and lacking([found]) == [found]
+    work(plain, place.runs, place.results)
+    assert outcome(plain, place.results).current
 
 
 def test_cells_changed_since_they_were_kept_are_refused(

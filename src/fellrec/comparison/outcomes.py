@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fellrec.comparison.plan import Planned
-from fellrec.errors import RunError
+from fellrec.errors import ConfigError, RunError
 from fellrec.federation.origin import code_digest, digest_of
 from fellrec.files import read_json, write_json
 from fellrec.results.cells import COMPARED, Cell, read
@@ -79,12 +79,20 @@ def outcome(planned: Planned, results: Path) -> Outcome:
     Raises RunError for a cell that was changed since it was kept.
     """
     path, code = place_of(planned, results), code_of(planned)
-    cell = read(path) if path.is_dir() else None
+    cell = _kept(path)
     current = cell is not None and set(cell.origin["code"]) == {code} and _asked(planned, cell)
     failure = None if current else _failure(path)
     if failure is not None and (cell is None or failure.code == code):
         return Outcome(planned, path, None, failure, failure.code == code)
     return Outcome(planned, path, cell, None, current)
+
+
+def _kept(path: Path) -> Cell | None:
+    """Read a cell; one whose recipe has settings that are no more is none."""
+    try:
+        return read(path) if path.is_dir() else None
+    except ConfigError:
+        return None
 
 
 def _asked(planned: Planned, cell: Cell) -> bool:
