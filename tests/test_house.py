@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # part of the package -> what it may not import
-ABOVE = ("serving", "results", "comparison", "report")
+ABOVE = ("serving", "results", "comparison", "report", "audit")
 FORBIDDEN = {
     "data": ("split", "federation", "models", "balance", "evaluation", "peers", *ABOVE),
     "models": ("split", "federation", "balance", "evaluation", "peers", *ABOVE),
@@ -26,9 +26,11 @@ FORBIDDEN = {
     "evaluation": ("federation", "balance", "peers", *ABOVE),
     "federation": ("peers", *ABOVE),
     "peers": ("split", "federation", *ABOVE),
-    "serving": ("results", "comparison", "report"),
-    "results": ("comparison", "report"),
-    "comparison": ("report",),
+    "serving": ("results", "comparison", "report", "audit"),
+    "results": ("comparison", "report", "audit"),
+    "comparison": ("report", "audit"),
+    "report": ("audit",),
+    "audit": ("results", "comparison", "report", "peers"),
     "report.charts": (
         *("data", "models", "split", "federation", "balance", "evaluation", "config", "serving"),
         *(

@@ -15,7 +15,13 @@ from typer.core import TyperGroup
 
 from fellrec import __version__
 from fellrec import console as show
-from fellrec.cli import compare_commands, deploy_commands, report_commands, run_commands
+from fellrec.cli import (
+    audit_commands,
+    compare_commands,
+    deploy_commands,
+    report_commands,
+    run_commands,
+)
 from fellrec.cli.data_commands import data
 from fellrec.cli.result_commands import results
 from fellrec.errors import FellrecError
@@ -50,6 +56,7 @@ for command in (
     run_commands.export,
     compare_commands.compare,
     report_commands.report,
+    audit_commands.audit,
     deploy_commands.rehearse,
     deploy_commands.trunk,
     deploy_commands.certificates,

@@ -1,0 +1,74 @@
+"""The command that attacks a finished run to see what a server learns from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from fellrec import console as show
+from fellrec.cli.shared import AsJson, RunPath, print_json, quiet, waiting
+
+if TYPE_CHECKING:
+    from fellrec.audit import Audit
+
+_KNOWN = {"base": "public weights", "adapters": "also the exchanged adapters"}
+
+
+def audit(
+    run: RunPath,
+    users: Annotated[
+        int, typer.Option("--users", min=0, help="Users that are attacked; 0 for all.")
+    ] = 20,
+    most: Annotated[
+        int,
+        typer.Option(
+            "--candidates",
+            min=0,
+            help="Items that the search tries at a position; 0 for the whole catalogue.",
+        ),
+    ] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the users.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a run's own clients as a curious server could, and say how much it reads back.
+
+    Test users' histories go through the cut once more, and attackers who know the public weights,
+    or the exchanged adapters too, try to tell the items from what crosses. Writes RUN/audit.json.
+    """
+    console = show.make_console(stderr=as_json)
+    with waiting(console, "loading the run") as say:
+        from fellrec import audit as auditing
+        from fellrec.serving.run import load_run
+
+        quiet()
+        found = auditing.audit(
+            load_run(run),
+            users=users,
+            most=most,
+            seed=seed,
+            progress=lambda client: say(f"attacking client {client}"),
+        )
+    if as_json:
+        print_json(found.as_json())
+        return
+    console.print()
+    console.print(_table(found))
+    console.print(f"\nwritten to {run / 'audit.json'}", soft_wrap=True)
+
+
+def _table(found: Audit) -> Table:
+    table = show.make_table("attacker", "knows", ">items found", ">95 %", ">right place")
+    table.title = (
+        f"{found.users} users' histories, read back at the first cut: k_in {found.k_in}, "
+        f"{found.codec}, item residual {found.item_residual}"
+    )
+    table.title_justify = "left"
+    for each in found.attacks:
+        mean, low, high = each.recovered
+        ends = f"{low:.3f} … {high:.3f}"
+        table.add_row(each.attack, _KNOWN[each.knows], f"{mean:.3f}", ends, f"{each.placed:.3f}")
+    mean, low, high = found.chance
+    table.add_row("chance", "what is popular", f"{mean:.3f}", f"{low:.3f} … {high:.3f}", "-")
+    return table

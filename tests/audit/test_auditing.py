@@ -1,0 +1,123 @@
+"""An audit of toy runs: a head that is known hides nothing, and what is private helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fellrec.audit import Audit, audit
+from fellrec.audit.wiretap import histories_seen, tapped
+from fellrec.cli import app
+from fellrec.errors import ConfigError
+from fellrec.federation.runs import train
+from fellrec.federation.turns import turn
+from fellrec.serving.run import Run, load_run
+from tests.toys import ITEMS, USERS, Toys
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def made(toys: Toys, out: Path, overrides: dict[str, object] | None = None) -> Run:
+    return load_run(train(toys.recipe({"train.rounds": 1, **(overrides or {})}), out).path)
+
+
+def found(done: Audit) -> dict[tuple[str, str], float]:
+    return {(each.attack, each.knows): each.recovered.mean for each in done.attacks}
+
+
+@pytest.mark.parametrize("k_in", [0, 1, 2])
+def test_a_causal_head_that_is_known_hides_nothing(toys: Toys, tmp_path: Path, k_in: int) -> None:
+    run = made(toys, tmp_path / "run", {"model.k_in": k_in, "model.k_out": 0})
+    done = audit(run, users=0, most=0)
+    assert done.users == USERS and done.k_in == k_in
+    shares = found(done)
+    assert shares["search", "adapters"] == 1
+    (exact,) = [e for e in done.attacks if (e.attack, e.knows) == ("search", "adapters")]
+    assert exact.placed == 1
+    # Who knows less finds no more, and who doesn't search finds no more than who does.
+    assert shares["search", "base"] <= 1
+    assert shares["nearest", "adapters"] <= shares["search", "adapters"]
+    assert 0 < done.chance.mean < 1
+
+
+def test_untrained_tensors_are_known_to_everybody(toys: Toys, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing, base and adapters are one, private or not."""
+    overrides: dict[str, object] = {"train.learning_rate": 1e-12, "model.item_residual": "local"}
+    shares = found(audit(made(toys, tmp_path / "run", overrides), users=0, most=0))
+    assert shares["search", "base"] == shares["search", "adapters"] == 1
+    assert shares["nearest", "base"] == shares["nearest", "adapters"]
+
+
+def test_a_private_residual_hides_something(toys: Toys, tmp_path: Path) -> None:
+    """What the server does not know and is large makes guesses wrong."""
+    overrides: dict[str, object] = {"model.item_residual": "local", "train.learning_rate": 0.3}
+    run = made(toys, tmp_path / "run", overrides)
+    done = audit(run, users=0, most=0)
+    assert done.item_residual == "local"
+    assert found(done)["search", "adapters"] < 0.9
+
+
+def test_more_candidates_find_more(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run")
+    few, some, every = (
+        found(audit(run, users=0, most=most))["search", "adapters"] for most in (1, 9, ITEMS + 5)
+    )
+    assert few < some < every == 1
+
+
+def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run", {"split.codec": "int8"})
+    client, server = run.client("north"), run.workspace.server
+    assert server is not None
+    histories = client.client.data.history("test")
+    with (
+        turn(run.workspace, client.client, 0, client.model),
+        tapped(client.client, server, run.config) as tap,
+    ):
+        seen = histories_seen(client.client, tap, histories)
+        recommender = client.client.recommender
+        for row, each in enumerate(seen):
+            items = histories[row][-run.config.model.history :]
+            assert np.array_equal(each.items, items)
+            with torch.no_grad():
+                batch = next(recommender.serving_batches(histories.take(np.array([row])), 1))
+                exact = recommender.enter(batch).hidden[0]
+            # int8: half a step of a block's largest value in 127.
+            assert (each.activations - exact).abs().max() <= exact.abs().max() / 127
+            assert not torch.equal(each.activations, exact)
+    assert client.client.trunk is run.workspace.trunk
+
+
+def test_users_are_drawn_by_the_seed_and_over_all_clients(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run")
+    first = audit(run, users=6, seed=1)
+    assert first.users == 6
+    assert audit(run, users=6, seed=1) == first
+    written = json.loads((run.path / "audit.json").read_text())
+    assert written["users"] == 6 and len(written["attacks"]) == 4
+    assert written["attacks"][0]["recovered"].keys() == {"mean", "low", "high"}
+
+
+def test_by_command(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run")
+    done = CliRunner().invoke(app, ["audit", str(run.path), "--users", "5"])
+    assert done.exit_code == 0, done.output
+    assert "5 users' histories" in done.stdout and "audit.json" in done.stdout
+    assert "search" in done.stdout and "chance" in done.stdout
+    printed = CliRunner().invoke(app, ["audit", str(run.path), "--users", "5", "--json"])
+    assert json.loads(printed.stdout) == json.loads((run.path / "audit.json").read_text())
+
+
+def test_runs_that_it_does_not_read_are_refused(toys: Toys, tmp_path: Path) -> None:
+    whole = made(toys, tmp_path / "whole", {"model.k_in": 3, "model.k_out": 0})
+    with pytest.raises(ConfigError, match="nothing crosses"):
+        audit(whole)
+    other = made(toys, tmp_path / "other", {"model.recommender": "recformer"})
+    with pytest.raises(ConfigError, match="not yet of recformer"):
+        audit(other)
+    assert not (whole.path / "audit.json").exists() and not (other.path / "audit.json").exists()
