@@ -16,7 +16,9 @@ from fellrec.cli import app
 from fellrec.errors import ConfigError
 from fellrec.federation.runs import train
 from fellrec.federation.turns import turn
+from fellrec.serving.rescore import rescore
 from fellrec.serving.run import Run, load_run
+from tests.federation.crashes import differences, outcome
 from tests.toys import ITEMS, USERS, Toys
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -27,7 +29,7 @@ def made(toys: Toys, out: Path, overrides: dict[str, object] | None = None) -> R
 
 
 def found(done: Audit) -> dict[tuple[str, str], float]:
-    return {(each.attack, each.knows): each.recovered.mean for each in done.attacks}
+    return {(each.attack, each.knows): each.recovered.mean for each in done.inversion}
 
 
 @pytest.mark.parametrize("k_in", [0, 1, 2])
@@ -37,7 +39,7 @@ def test_a_causal_head_that_is_known_hides_nothing(toys: Toys, tmp_path: Path, k
     assert done.users == USERS and done.k_in == k_in
     shares = found(done)
     assert shares["search", "adapters"] == 1
-    (exact,) = [e for e in done.attacks if (e.attack, e.knows) == ("search", "adapters")]
+    (exact,) = [e for e in done.inversion if (e.attack, e.knows) == ("search", "adapters")]
     assert exact.placed == 1
     # Who knows less finds no more, and who doesn't search finds no more than who does.
     assert shares["search", "base"] <= 1
@@ -70,6 +72,37 @@ def test_more_candidates_find_more(toys: Toys, tmp_path: Path) -> None:
     assert few < some < every == 1
 
 
+def told(done: Audit) -> dict[tuple[str, str], float]:
+    return {(each.attack, each.knows): each.first.mean for each in done.labels}
+
+
+@pytest.mark.parametrize("overrides", [{}, {"train.micro_batches": 3}, {"split.codec": "bf16"}])
+def test_gradients_tell_the_last_target(
+    toys: Toys, tmp_path: Path, overrides: dict[str, object]
+) -> None:
+    """Of the first step the server knows all: tail, table, masks of dropout. k_out is 1."""
+    run = made(toys, tmp_path / "run", {"train.batch_size": 9, **overrides})
+    done = audit(run, users=9)
+    assert done.learners == 9 and done.k_out == 1
+    assert told(done)["gradient", "adapters"] == 1
+    assert told(done)["prediction", "adapters"] < 1
+    assert all(each.first.mean <= each.ten.mean for each in done.labels)
+
+
+def test_without_a_block_behind_it_the_second_cut_hides_nothing(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run", {"model.k_out": 0, "train.batch_size": 9})
+    assert told(audit(run, users=9))["gradient", "adapters"] == 1
+
+
+def test_an_audit_leaves_the_run_as_it_was(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run")
+    before = outcome(run.path)
+    audit(run, users=3)
+    after = outcome(run.path)
+    assert differences(before, after) == ["audit.json"]
+    assert rescore(run).differences == ()
+
+
 def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run", {"split.codec": "int8"})
     client, server = run.client("north"), run.workspace.server
@@ -99,8 +132,9 @@ def test_users_are_drawn_by_the_seed_and_over_all_clients(toys: Toys, tmp_path: 
     assert first.users == 6
     assert audit(run, users=6, seed=1) == first
     written = json.loads((run.path / "audit.json").read_text())
-    assert written["users"] == 6 and len(written["attacks"]) == 4
-    assert written["attacks"][0]["recovered"].keys() == {"mean", "low", "high"}
+    assert written["users"] == written["learners"] == 6
+    assert len(written["inversion"]) == len(written["labels"]) == 4
+    assert written["inversion"][0]["recovered"].keys() == {"mean", "low", "high"}
 
 
 def test_by_command(toys: Toys, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Each attacker's module says what it knows. All of them know the base's public we
 and what crossed; none knows a client's private tensors.
 """
 
-from fellrec.audit.auditing import Audit, audit
+from fellrec.audit.auditing import audit
+from fellrec.audit.findings import Audit
 
 __all__ = ["Audit", "audit"]

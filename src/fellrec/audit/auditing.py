@@ -2,67 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from fellrec.audit.findings import Audit, Inversion, Labels
 from fellrec.audit.inversion import nearest, read_alone, search
 from fellrec.audit.knowledge import KNOWS, Knows, suppose
+from fellrec.audit.labels import judged
 from fellrec.audit.recovery import by_chance, placed, recovered
-from fellrec.audit.wiretap import Items, Seen, histories_seen, tapped
+from fellrec.audit.wiretap import Items, Seen, Step, Wiretap, histories_seen, steps_seen, tapped
 from fellrec.errors import ConfigError
 from fellrec.evaluation.bootstrap import Interval, mean_interval
 from fellrec.evaluation.popularity import places
 from fellrec.federation.turns import turn
 from fellrec.federation.workspace import seeded
 from fellrec.files import write_json
+from fellrec.models.dropout import StepKey
 from fellrec.models.hllm import Hllm
 from fellrec.serving.run import Run, RunClient
 
 FILE = "audit.json"
+_TEN = 10
 
 
-@dataclass(frozen=True)
-class Attack:
-    """How one attacker fared.
+@dataclass
+class _Tally:
+    """What was guessed so far, by attacker and what it knows; ranks: of last targets, from 0."""
 
-    recovered: the share of a user's items that it found, mean over users, with a 95 % interval.
-    placed: the share of positions at which it found the item, mean over users.
-    """
-
-    attack: str
-    knows: Knows
-    recovered: Interval
-    placed: float
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What a server can read back at the first cut.
-
-    users: attacked. chance: what guessing the most popular items recovers, by users as above.
-    """
-
-    k_in: int
-    codec: str
-    item_residual: str
-    users: int
-    chance: Interval
-    attacks: tuple[Attack, ...]
-
-    def as_json(self) -> Mapping[str, Any]:
-        """Return it as it is written to audit.json."""
-        return {
-            **asdict(self),
-            "chance": self.chance._asdict(),
-            "attacks": [
-                {**asdict(each), "recovered": each.recovered._asdict()} for each in self.attacks
-            ],
-        }
+    guesses: dict[tuple[str, Knows], list[Items]] = field(default_factory=lambda: defaultdict(list))
+    ranks: dict[tuple[str, Knows], list[int]] = field(default_factory=lambda: defaultdict(list))
+    histories: list[Items] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
 
 
 def audit(
@@ -73,7 +49,7 @@ def audit(
     seed: int = 0,
     progress: Callable[[str], None] = lambda client: None,
 ) -> Audit:
-    """Attack test histories of a finished run, and write `audit.json` into its folder.
+    """Attack users of a finished run, and write `audit.json` into its folder.
 
     users: how many, drawn by the seed, spread over the clients in turn; 0 takes all. most:
     candidates that the search tries at a position, 0 for the whole catalogue. progress: told each
@@ -81,91 +57,123 @@ def audit(
 
     Raises ConfigError for a run in which nothing crosses, or of a recommender that isn't read yet.
     """
-    recommender = run.workspace.recommender
-    if run.workspace.server is None:
+    recommender, server = run.workspace.recommender, run.workspace.server
+    if server is None:
         raise ConfigError("nothing crosses in this run: all blocks are on the client; lower k_in")
     if not isinstance(recommender, Hllm):
         raise ConfigError(
             f"model.recommender: the audit reads runs of hllm, not yet of "
             f"{run.config.model.recommender}"
         )
-    popular = places(run.shares.split.train, len(run.shares.dataset.catalogue))
-    guesses: dict[tuple[str, Knows], list[tuple[Items, Items]]] = {}
-    truths: list[Items] = []
+    tally = _Tally()
     for client, chosen in _drawn(run, users, seed):
         progress(client.name)
-        seen = _seen(client, chosen)
-        truths += [each.items for each in seen]
+        run.ready = None
+        histories = client.client.data.history("test").take(chosen)
+        with tapped(client.client, server, run.config) as tap:
+            with turn(run.workspace, client.client, run.config.train.rounds, client.model):
+                seen = histories_seen(client.client, tap, histories)
+            steps = _steps(client, tap, len(chosen))
+        tally.histories += [each.items for each in seen]
+        tally.targets += [int(label) for step in steps for label in step.labels][: len(chosen)]
+        key = StepKey(run.config.seed, client.name, run.config.train.rounds)
         for knows in KNOWS:
-            for name, found in _attack(client, recommender, seen, knows, most).items():
-                pairs = [(each.items, guess) for each, guess in zip(seen, found, strict=True)]
-                guesses.setdefault((name, knows), []).extend(pairs)
-    model = run.config.model
-    done = Audit(
-        model.k_in,
-        run.config.split.codec,
-        model.item_residual,
-        len(truths),
-        _over([by_chance(items, popular) for items in truths]),
-        tuple(
-            Attack(
-                name,
-                knows,
-                _over([recovered(*pair) for pair in pairs]),
-                float(np.mean([placed(*pair) for pair in pairs])),
-            )
-            for (name, knows), pairs in guesses.items()
-        ),
-    )
+            suppose(client.client, run.workspace, client.model, knows)
+            for name, guessed in _read_back(recommender, seen, most).items():
+                tally.guesses[name, knows] += guessed
+            for name, ranks in _told(recommender, steps, key).items():
+                tally.ranks[name, knows] += ranks[: len(chosen)]
+    done = _summed(run, tally)
     write_json(Path(run.path) / FILE, done.as_json())
     return done
 
 
-def _drawn(run: Run, users: int, seed: int) -> list[tuple[RunClient, Items]]:
+def _drawn(run: Run, users: int, seed: int) -> Iterator[tuple[RunClient, Items]]:
     """Draw test users: clients with rows of their data, those with none left out."""
     rng = seeded(seed, "audit")
     clients = run.clients()
     order = [rng.permutation(client.client.scored("test")) for client in clients]
     total = sum(map(len, order))
-    wanted = min(users, total) or total
-    take = [0] * len(clients)
+    wanted, take = min(users, total) or total, [0] * len(clients)
     while sum(take) < wanted:
         for at, rows in enumerate(order):
             if take[at] < len(rows) and sum(take) < wanted:
                 take[at] += 1
-    return [
-        (client, rows[:count].astype(np.int64))
-        for client, rows, count in zip(clients, order, take, strict=True)
-        if count
-    ]
+    for client, rows, count in zip(clients, order, take, strict=True):
+        if count:
+            yield client, rows[:count].astype(np.int64)
 
 
-def _seen(client: RunClient, rows: Items) -> list[Seen]:
-    """Let a client score users with its best model, and keep what crossed."""
-    workspace = client.run.workspace
-    assert workspace.server is not None
-    client.run.ready = None
-    with (
-        turn(workspace, client.client, 0, client.model),
-        tapped(client.client, workspace.server, client.run.config) as tap,
-    ):
-        return histories_seen(client.client, tap, client.client.data.history("test").take(rows))
+def _steps(client: RunClient, tap: Wiretap, users: int) -> list[Step]:
+    """Let a client go on training, one round after the run's last, and drop what it learns."""
+    run = client.run
+    with turn(run.workspace, client.client, run.config.train.rounds, client.model):
+        return steps_seen(client.client, tap, users)
 
 
-def _attack(
-    client: RunClient, recommender: Hllm, seen: list[Seen], knows: Knows, most: int
-) -> Mapping[str, list[Items]]:
-    """Return what each attacker guesses of each history."""
-    suppose(client.client, client.run.workspace, client.model, knows)
+def _read_back(recommender: Hllm, seen: Sequence[Seen], most: int) -> dict[str, list[Items]]:
+    """Return what each attacker guesses of each history, with the head that is installed."""
+    recommender.eval()
     with torch.no_grad():
-        table = recommender.item_vectors()
-        alone = read_alone(recommender.head, table)
+        table, head = recommender.item_vectors(), recommender.head
+        alone = read_alone(head, table)
         centre = torch.cat([each.activations for each in seen]).mean(dim=0)
         return {
             "nearest": [nearest(each, alone, centre) for each in seen],
-            "search": [search(each, recommender.head, table, alone, most) for each in seen],
+            "search": [search(each, head, table, alone, most) for each in seen],
         }
 
 
-def _over(shares: list[float]) -> Interval:
+def _told(recommender: Hllm, steps: Sequence[Step], key: StepKey) -> dict[str, list[int]]:
+    """Return at which place each attacker has each last target, with the tail installed."""
+    recommender.train()
+    table, scale = recommender.item_vectors().detach(), float(recommender.scale.detach())
+    found: dict[str, list[int]] = {"prediction": [], "gradient": []}
+    for step in steps:
+        by_gradient, predicted = judged(step, recommender.tail, key, table, scale)
+        found["gradient"] += _ranks(by_gradient, step.labels)
+        found["prediction"] += _ranks(predicted, step.labels)
+    recommender.eval()
+    return found
+
+
+def _ranks(scores: Tensor, labels: Items) -> list[int]:
+    own = scores.gather(1, torch.from_numpy(labels)[:, None].to(scores.device))
+    return [int(rank) for rank in (scores > own).sum(dim=1)]
+
+
+def _summed(run: Run, tally: _Tally) -> Audit:
+    popular = places(run.shares.split.train, len(run.shares.dataset.catalogue))
+    model = run.config.model
+    return Audit(
+        k_in=model.k_in,
+        k_out=model.k_out,
+        codec=run.config.split.codec,
+        item_residual=model.item_residual,
+        users=len(tally.histories),
+        chance=_mean([by_chance(items, popular) for items in tally.histories]),
+        inversion=tuple(
+            Inversion(
+                name,
+                knows,
+                _mean(list(map(recovered, tally.histories, guesses))),
+                float(np.mean(list(map(placed, tally.histories, guesses)))),
+            )
+            for (name, knows), guesses in tally.guesses.items()
+        ),
+        learners=len(tally.targets),
+        label_chance=_mean([float(popular[item] < _TEN) for item in tally.targets]),
+        labels=tuple(
+            Labels(
+                name,
+                knows,
+                _mean([float(rank == 0) for rank in ranks]),
+                _mean([float(rank < _TEN) for rank in ranks]),
+            )
+            for (name, knows), ranks in tally.ranks.items()
+        ),
+    )
+
+
+def _mean(shares: Sequence[float]) -> Interval:
     return mean_interval(np.asarray(shares), np.random.default_rng(0))

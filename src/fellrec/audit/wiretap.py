@@ -1,9 +1,9 @@
-"""What the server gets while a client scores its users: the frames themselves, decoded."""
+"""What the server gets while a client scores its users or trains: the frames, decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Ragged
 from fellrec.federation.client import Client
+from fellrec.models.layout import Layout
 from fellrec.split.codecs import Codec
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import FrameHandler, InProcessTransport
@@ -34,18 +35,37 @@ class Seen:
     items: Items
 
 
+@dataclass(frozen=True)
+class Step:
+    """A training micro-batch at the second cut.
+
+    outputs: (total, d) float32, what the server sent. gradient: (total, d), what came back. layout:
+    of both. step, micro: where in the round it was. labels: (rows,) int64, each row's last target,
+    which is no input of it; no attacker sees them.
+    """
+
+    outputs: Tensor
+    gradient: Tensor
+    layout: Layout
+    step: int
+    micro: int
+    labels: Items
+
+
 class Wiretap:
-    """Stands before a trunk and keeps every frame that goes to it."""
+    """Stands before a trunk and keeps every frame that goes to it, with the answer."""
 
     def __init__(self, server: FrameHandler, max_bytes: int) -> None:
-        self.frames: list[Frame] = []
+        self.exchanges: list[tuple[Frame, Frame]] = []
         self._server = server
         self._max_bytes = max_bytes
 
     def handle(self, frame: bytes) -> bytes:
-        """Keep a frame, and hand it on."""
-        self.frames.append(decode_frame(frame, max_bytes=self._max_bytes))
-        return self._server.handle(frame)
+        """Hand a frame on, and keep both what it said and what was said to it."""
+        answer = self._server.handle(frame)
+        said, back = (decode_frame(each, max_bytes=self._max_bytes) for each in (frame, answer))
+        self.exchanges.append((said, back))
+        return answer
 
 
 @contextmanager
@@ -72,10 +92,10 @@ def histories_seen(client: Client, tap: Wiretap, histories: Ragged) -> list[Seen
     client.begin_serving()
     recommender, size = client.recommender, client.settings.evaluation_batch
     for batch in recommender.serving_batches(histories, size):
-        tap.frames.clear()
+        tap.exchanges.clear()
         with torch.no_grad():
             recommender.score(client.trunk, batch, 1)
-        (frame,) = [each for each in tap.frames if each.kind is FrameKind.FORWARD]
+        (frame,) = [said for said, _ in tap.exchanges if said.kind is FrameKind.FORWARD]
         if frame.tensor is None or frame.lengths is None:
             raise RuntimeError("a forward frame without a tensor")
         parts = torch.split(frame.tensor, frame.lengths.tolist())
@@ -84,3 +104,45 @@ def histories_seen(client: Client, tap: Wiretap, histories: Ragged) -> list[Seen
         ):
             found[row] = Seen(activations, inputs[:length].numpy())
     return [found[row] for row in range(len(histories))]
+
+
+class _Enough(Exception):
+    """Training has gone on for as long as it is watched."""
+
+
+def steps_seen(client: Client, tap: Wiretap, users: int) -> list[Step]:
+    """Let a client begin the round that it is in, and return its first micro-batches.
+
+    As many as hold the last targets of so many users. The client's turn lasts; what it learns of it
+    is not complete, and is to be dropped with the turn.
+    """
+    round = client.trunk.key.round
+    batches = client.epoch(round, 0)
+    rows = np.cumsum([len(batch.rows) for batch in batches])
+    count = int(np.searchsorted(rows, users)) + 1
+
+    def watch(done: int, total: int, loss: float) -> None:
+        if done >= count:
+            raise _Enough
+
+    tap.exchanges.clear()
+    with suppress(_Enough):
+        client.train(round, watch)
+    parts = {
+        (step, micro): part
+        for step, batch in enumerate(batches[:count])
+        for micro, part in enumerate(batch.micro(client.settings.micro_batches))
+    }
+    sent = {}
+    found = []
+    for said, back in tap.exchanges:
+        at = said.step, said.micro
+        if said.kind is FrameKind.FORWARD and said.training:
+            sent[at] = back.tensor
+        elif said.kind is FrameKind.GRADIENT:
+            part, outputs, gradient = parts[at], sent[at], said.tensor
+            if outputs is None or gradient is None:
+                raise RuntimeError("a frame of training without a tensor")
+            labels = part.targets.numpy()[np.cumsum(part.counts) - 1]
+            found.append(Step(outputs, gradient, part.layout, *at, labels))
+    return found

@@ -12,6 +12,7 @@ from fellrec.cli.shared import AsJson, RunPath, print_json, quiet, waiting
 
 if TYPE_CHECKING:
     from fellrec.audit import Audit
+    from fellrec.evaluation.bootstrap import Interval
 
 _KNOWN = {"base": "public weights", "adapters": "also the exchanged adapters"}
 
@@ -34,8 +35,9 @@ def audit(
 ) -> None:
     """Attack a run's own clients as a curious server could, and say how much it reads back.
 
-    Test users' histories go through the cut once more, and attackers who know the public weights,
-    or the exchanged adapters too, try to tell the items from what crosses. Writes RUN/audit.json.
+    Users' histories go through the cuts once more, in scoring and in training. Attackers who know
+    the public weights, or the exchanged adapters too, try to tell from what crosses which items
+    they hold and what came next. Writes RUN/audit.json.
     """
     console = show.make_console(stderr=as_json)
     with waiting(console, "loading the run") as say:
@@ -53,22 +55,40 @@ def audit(
     if as_json:
         print_json(found.as_json())
         return
-    console.print()
-    console.print(_table(found))
+    for table in (_read_back(found), _told(found)):
+        console.print()
+        console.print(table)
     console.print(f"\nwritten to {run / 'audit.json'}", soft_wrap=True)
 
 
-def _table(found: Audit) -> Table:
+def _read_back(found: Audit) -> Table:
     table = show.make_table("attacker", "knows", ">items found", ">95 %", ">right place")
     table.title = (
         f"{found.users} users' histories, read back at the first cut: k_in {found.k_in}, "
         f"{found.codec}, item residual {found.item_residual}"
     )
     table.title_justify = "left"
-    for each in found.attacks:
-        mean, low, high = each.recovered
-        ends = f"{low:.3f} … {high:.3f}"
-        table.add_row(each.attack, _KNOWN[each.knows], f"{mean:.3f}", ends, f"{each.placed:.3f}")
-    mean, low, high = found.chance
-    table.add_row("chance", "what is popular", f"{mean:.3f}", f"{low:.3f} … {high:.3f}", "-")
+    for each in found.inversion:
+        table.add_row(
+            each.attack, _KNOWN[each.knows], *_interval(each.recovered), f"{each.placed:.3f}"
+        )
+    table.add_row("chance", "what is popular", *_interval(found.chance), "-")
     return table
+
+
+def _told(found: Audit) -> Table:
+    table = show.make_table("attacker", "knows", ">first guess", ">95 %", ">among ten", ">95 %")
+    table.title = (
+        f"{found.learners} users' last targets in training, told at the second cut: k_out "
+        f"{found.k_out}"
+    )
+    table.title_justify = "left"
+    for each in found.labels:
+        table.add_row(each.attack, _KNOWN[each.knows], *_interval(each.first), *_interval(each.ten))
+    table.add_row("chance", "what is popular", "-", "", *_interval(found.label_chance))
+    return table
+
+
+def _interval(value: Interval) -> tuple[str, str]:
+    mean, low, high = value
+    return f"{mean:.3f}", f"{low:.3f} … {high:.3f}"
