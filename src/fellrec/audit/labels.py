@@ -7,6 +7,10 @@ server can work out the gradient that each item would give, up to the factor by 
 divided its loss, and compare directions. A tail that attends backwards only lets the last position
 bear on nothing but its own target.
 
+An item's gradient costs a pass backward through the tail. Which are worth one is told by a single
+slope: the true one's gradient is what was seen, so moving the tail's input that way moves its
+output against the target more than against others.
+
 Masks of dropout are drawn from the run's seed, which the trunk has: they hide nothing from it.
 """
 
@@ -21,43 +25,70 @@ from fellrec.audit.wiretap import Step
 from fellrec.models.dropout import StepKey
 from fellrec.models.stages import Stage
 
+_TRIED = 32
+"""Items whose gradient is worked out, for each row."""
+_MOVED = 1e-2
+"""How far inputs are moved for the slope, as a share of their length."""
+
 
 def judged(
     step: Step, tail: Stage, key: StepKey, table: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Score all items as the last target of each row: (rows, items) twice, larger is likelier.
 
-    By the cosine of gradients, and by the tail's own prediction from what the server sent, which
-    needs no gradient. tail: causal, in training mode where masks are to be those of the step. key:
-    whose seed, client and round the tail's masks are drawn from. table: (items, d).
+    First by how well an item's gradient fits the one that was seen: the cosine, 1 + cosine for
+    those that were tried; then by the tail's own prediction, which needs no gradient. tail: causal,
+    in training mode where masks are to be those of the step. key: whose seed, client and round the
+    masks are drawn from. table: (items, d).
     """
-    at = tail.key
-    at.seed, at.client, at.round, at.step, at.micro = (
-        key.seed, key.client, key.round, step.step, step.micro,
-    )  # fmt: skip
-    last, items = step.layout.last.to(table.device), F.normalize(table, dim=-1)
-    sent = step.layout.unpack(step.outputs.to(table.device)).requires_grad_()
-    hidden = tail(sent, step.layout).flatten(0, 1).index_select(0, last)
-    slopes = []  # of each channel at each row's last position
-    for channel in hidden.T:
-        (slope,) = torch.autograd.grad(channel.sum(), sent, retain_graph=True)
-        slopes.append(slope.flatten(0, 1).index_select(0, last))
-    jacobian = torch.stack(slopes, dim=1)  # (rows, d of hidden, d of sent)
+    at, layout = tail.key, step.layout
+    at.seed, at.client, at.round = key.seed, key.client, key.round
+    at.step, at.micro = step.step, step.micro
+    last, items = layout.last.to(table.device), F.normalize(table, dim=-1)
+    ends = torch.from_numpy(layout.lengths.astype(np.int64).cumsum() - 1)
+    seen = step.gradient[ends].to(table.device)
+
+    def read(sent: Tensor) -> Tensor:
+        outputs: Tensor = tail(sent, layout)
+        return outputs.flatten(0, 1).index_select(0, last)
+
+    sent = layout.unpack(step.outputs.to(table.device)).requires_grad_()
+    hidden = read(sent)
     with torch.no_grad():
-        lengths = hidden.norm(dim=-1, keepdim=True)
-        unit = hidden / lengths
+        unit = F.normalize(hidden, dim=-1)
         predicted = scale * unit @ items.T
         mean = predicted.softmax(dim=-1) @ items
-        ends = torch.from_numpy(step.layout.lengths.astype(np.int64).cumsum() - 1)
-        seen = step.gradient[ends].to(table.device)
-        return _cosines(mean, items, unit, jacobian, seen), predicted
+        moved = _spread(F.normalize(seen, dim=-1) * _MOVED * _lengths(sent, last), sent, last)
+        slope = read(sent + moved) - read(sent - moved)
+        found = F.cosine_similarity(_pulls(mean, items[None], unit), slope[:, None], dim=-1)
+        tried = found.topk(min(_TRIED, len(items)), dim=-1).indices
+    for column in tried.T:
+        with torch.no_grad():
+            pull = _pulls(mean, items[column][:, None], unit)[:, 0]
+        (gradient,) = torch.autograd.grad(hidden, sent, pull, retain_graph=True)
+        fits = F.cosine_similarity(gradient.flatten(0, 1)[last], seen, dim=-1)
+        found[torch.arange(len(found)), column] = 1 + fits
+    return found, predicted.detach()
 
 
-def _cosines(mean: Tensor, items: Tensor, unit: Tensor, jacobian: Tensor, seen: Tensor) -> Tensor:
-    found = []
-    for row in range(len(mean)):
-        # ∂loss/∂unit for every item; what lies along the output does not change its direction.
-        pull = mean[row] - items
-        pull = pull - (pull @ unit[row])[:, None] * unit[row]
-        found.append(F.cosine_similarity(pull @ jacobian[row], seen[row][None], dim=-1))
-    return torch.stack(found)
+def _pulls(mean: Tensor, items: Tensor, unit: Tensor) -> Tensor:
+    """Return ∂loss/∂output of each row for each of its items, up to a factor: (rows, items, d).
+
+    items: (rows or 1, items, d). What lies along the output does not change its direction, which
+    is all that cosines see.
+    """
+    pull = mean[:, None] - items
+    along: Tensor = pull @ unit[:, :, None]
+    return pull - along * unit[:, None]
+
+
+def _lengths(sent: Tensor, last: Tensor) -> Tensor:
+    lengths: Tensor = sent.flatten(0, 1)[last].norm(dim=-1, keepdim=True)
+    return lengths
+
+
+def _spread(rows: Tensor, like: Tensor, last: Tensor) -> Tensor:
+    """Put one vector a row at its last position, zeros elsewhere: the shape of `like`."""
+    flat = torch.zeros_like(like).flatten(0, 1)
+    flat[last] = rows
+    return flat.view_as(like)
