@@ -94,6 +94,14 @@ def test_without_a_block_behind_it_the_second_cut_hides_nothing(toys: Toys, tmp_
     assert told(audit(run, users=9))["gradient", "adapters"] == 1
 
 
+def test_an_upload_tells_what_was_touched_where_there_is_one(toys: Toys, tmp_path: Path) -> None:
+    shared = audit(made(toys, tmp_path / "shared", {"train.local_epochs": 4}), users=3).touched
+    assert shared is not None and shared.least <= shared.auc <= shared.most
+    assert shared.auc > 0.75
+    alone = made(toys, tmp_path / "local", {"model.item_residual": "local"})
+    assert audit(alone, users=3).touched is None
+
+
 def test_an_audit_leaves_the_run_as_it_was(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run")
     before = outcome(run.path)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fellrec.audit.findings import Audit, Inversion, Labels
+from fellrec.audit.findings import Audit, Inversion, Labels, Touched
 from fellrec.audit.inversion import nearest, read_alone, search
 from fellrec.audit.knowledge import KNOWS, Knows, suppose
 from fellrec.audit.labels import judged
 from fellrec.audit.recovery import by_chance, placed, recovered
-from fellrec.audit.wiretap import Items, Seen, Step, Wiretap, histories_seen, steps_seen, tapped
+from fellrec.audit.touched import told_apart, turned
+from fellrec.audit.wiretap import Items, Seen, Step, histories_seen, steps_seen, tapped
 from fellrec.errors import ConfigError
 from fellrec.evaluation.bootstrap import Interval, mean_interval
 from fellrec.evaluation.popularity import places
-from fellrec.federation.turns import turn
+from fellrec.federation.turns import Turn, turn
 from fellrec.federation.workspace import seeded
 from fellrec.files import write_json
 from fellrec.models.dropout import StepKey
@@ -33,12 +36,16 @@ _TEN = 10
 
 @dataclass
 class _Tally:
-    """What was guessed so far, by attacker and what it knows; ranks: of last targets, from 0."""
+    """What was guessed so far, by attacker and what it knows.
+
+    ranks: of last targets, from 0. touched: each client's AUC by its upload and by popularity.
+    """
 
     guesses: dict[tuple[str, Knows], list[Items]] = field(default_factory=lambda: defaultdict(list))
     ranks: dict[tuple[str, Knows], list[int]] = field(default_factory=lambda: defaultdict(list))
     histories: list[Items] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
+    touched: list[tuple[float, float]] = field(default_factory=list)
 
 
 def audit(
@@ -66,14 +73,20 @@ def audit(
             f"{run.config.model.recommender}"
         )
     tally = _Tally()
+    popular = places(run.shares.split.train, len(run.shares.dataset.catalogue))
     for client, chosen in _drawn(run, users, seed):
         progress(client.name)
         run.ready = None
         histories = client.client.data.history("test").take(chosen)
         with tapped(client.client, server, run.config) as tap:
-            with turn(run.workspace, client.client, run.config.train.rounds, client.model):
+            with _going_on(client):
                 seen = histories_seen(client.client, tap, histories)
-            steps = _steps(client, tap, len(chosen))
+            with _going_on(client):
+                steps = steps_seen(client.client, tap, len(chosen))
+        if run.config.model.item_residual == "shared":
+            train = client.client.data.train
+            scores = _uploaded(client), -popular
+            tally.touched.append((told_apart(scores[0], train), told_apart(scores[1], train)))
         tally.histories += [each.items for each in seen]
         tally.targets += [int(label) for step in steps for label in step.labels][: len(chosen)]
         key = StepKey(run.config.seed, client.name, run.config.train.rounds)
@@ -83,7 +96,7 @@ def audit(
                 tally.guesses[name, knows] += guessed
             for name, ranks in _told(recommender, steps, key).items():
                 tally.ranks[name, knows] += ranks[: len(chosen)]
-    done = _summed(run, tally)
+    done = _summed(run, tally, popular)
     write_json(Path(run.path) / FILE, done.as_json())
     return done
 
@@ -104,11 +117,18 @@ def _drawn(run: Run, users: int, seed: int) -> Iterator[tuple[RunClient, Items]]
             yield client, rows[:count].astype(np.int64)
 
 
-def _steps(client: RunClient, tap: Wiretap, users: int) -> list[Step]:
-    """Let a client go on training, one round after the run's last, and drop what it learns."""
+def _going_on(client: RunClient) -> AbstractContextManager[Turn]:
+    """Lend a client its best model for the round after the run's last; nothing is kept of it."""
     run = client.run
-    with turn(run.workspace, client.client, run.config.train.rounds, client.model):
-        return steps_seen(client.client, tap, users)
+    return turn(run.workspace, client.client, run.config.train.rounds, client.model)
+
+
+def _uploaded(client: RunClient) -> NDArray[np.float64]:
+    """Let a client train a whole round, and score items by what it would upload."""
+    name = "item_residual"
+    with _going_on(client) as it:
+        client.client.train(client.run.config.train.rounds)
+    return turned(client.model.exchanged[name], it.finished().exchanged[name])
 
 
 def _read_back(recommender: Hllm, seen: Sequence[Seen], most: int) -> dict[str, list[Items]]:
@@ -142,8 +162,7 @@ def _ranks(scores: Tensor, labels: Items) -> list[int]:
     return [int(rank) for rank in (scores > own).sum(dim=1)]
 
 
-def _summed(run: Run, tally: _Tally) -> Audit:
-    popular = places(run.shares.split.train, len(run.shares.dataset.catalogue))
+def _summed(run: Run, tally: _Tally, popular: Items) -> Audit:
     model = run.config.model
     return Audit(
         k_in=model.k_in,
@@ -172,7 +191,17 @@ def _summed(run: Run, tally: _Tally) -> Audit:
             )
             for (name, knows), ranks in tally.ranks.items()
         ),
+        touched=_touched(tally.touched),
     )
+
+
+def _touched(found: Sequence[tuple[float, float]]) -> Touched | None:
+    known = [pair for pair in found if not np.isnan(pair).any()]
+    if not known:
+        return None
+    uploads, popularity = zip(*known, strict=True)
+    mean = float(np.mean(uploads))
+    return Touched(mean, min(uploads), max(uploads), float(np.mean(popularity)))
 
 
 def _mean(shares: Sequence[float]) -> Interval:

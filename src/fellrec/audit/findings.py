@@ -37,12 +37,26 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Touched:
+    """How well the items that a client's users touched are told from the others.
+
+    auc: by the change of the item table that the client uploads; popularity: by how often all
+    users together took an item. Means over clients, 0.5 is guessing. least, most: of the clients'.
+    """
+
+    auc: float
+    least: float
+    most: float
+    popularity: float
+
+
+@dataclass(frozen=True)
 class Audit:
     """What a server can tell from what crosses.
 
     users: whose test histories were read back. chance: what guessing the most popular items
     recovers of them. learners: users whose last training target was told; label_chance: the share
-    for whom the ten most popular items hold it.
+    for whom the ten most popular items hold it. touched: None without a shared item table.
     """
 
     k_in: int
@@ -55,6 +69,7 @@ class Audit:
     learners: int
     label_chance: Interval
     labels: tuple[Labels, ...]
+    touched: Touched | None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it is written to audit.json; intervals have `mean`, `low`, `high`."""
@@ -67,6 +82,6 @@ def _plain(value: Any) -> Any:
         return value._asdict()
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
-    if isinstance(value, Audit | Inversion | Labels):
+    if isinstance(value, Audit | Inversion | Labels | Touched):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     return value

@@ -58,6 +58,14 @@ def audit(
     for table in (_read_back(found), _told(found)):
         console.print()
         console.print(table)
+    if found.touched is not None:
+        it = found.touched
+        console.print(
+            "\nthe item table that a client uploads tells which items its users touched: AUC "
+            f"{it.auc:.3f} ({it.least:.3f} to {it.most:.3f} by client; 0.5 is guessing, popularity "
+            f"{it.popularity:.3f})",
+            soft_wrap=True,
+        )
     console.print(f"\nwritten to {run / 'audit.json'}", soft_wrap=True)
 
 
