@@ -84,7 +84,7 @@ def audit(
             with _going_on(client):
                 steps = steps_seen(client.client, tap, len(chosen))
         if run.config.model.item_residual == "shared":
-            train = client.client.data.train
+            train = client.client.learned_from
             scores = _uploaded(client), -popular
             tally.touched.append((told_apart(scores[0], train), told_apart(scores[1], train)))
         tally.histories += [each.items for each in seen]
