@@ -22,11 +22,10 @@ help:  ## say what there is
 
 setup: $(STAMP)  ## make .venv with the tested versions; again only when they change
 
-# Without --clear: an environment that is there is brought up to date, not thrown away. Modules are
-# compiled when first imported, which is a tenth of them and saves a minute.
+# Without --clear: an environment that is there is brought up to date, not thrown away.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 test: $(STAMP)  ## style, types, tests
