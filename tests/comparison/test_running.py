@@ -204,13 +204,18 @@ def test_a_failure_is_noted_and_left_alone(toys: Toys, toy: Comparison, place: P
         outcome(plain, place.results)
 
 
-def test_an_old_result_does_not_hide_that_todays_code_failed(
-    toy: Comparison, place: Place, undisturbed: Path
-) -> None:
+def kept(toy: Comparison, place: Place, undisturbed: Path) -> tuple[Planned, Path]:
+    """Keep the cell of a finished run; return it and its folder."""
     plain = of(toy, "plain")
     shutil.copytree(undisturbed, place.runs / plain.name)
     work(plain, place.runs, place.results)
-    path = place.results / "cells" / plain.name
+    return plain, place.results / "cells" / plain.name
+
+
+def test_an_old_result_does_not_hide_that_todays_code_failed(
+    toy: Comparison, place: Place, undisturbed: Path
+) -> None:
+    plain, path = kept(toy, place, undisturbed)
     note_failure(plain, path, "an old note")  # a result of today's code stands nevertheless
     assert outcome(plain, place.results).cell is not None
     by_other_code(path)
@@ -221,14 +226,11 @@ def test_an_old_result_does_not_hide_that_todays_code_failed(
 def test_a_cell_of_settings_that_are_no_more_is_made_again(
     toy: Comparison, place: Place, undisturbed: Path
 ) -> None:
-    plain = of(toy, "plain")
-    shutil.copytree(undisturbed, place.runs / plain.name)
-    work(plain, place.runs, place.results)
-    kept = place.results / "cells" / plain.name
-    recipe, origin = kept / "config.toml", json.loads((kept / "origin.json").read_text())
+    plain, path = kept(toy, place, undisturbed)
+    recipe, origin = path / "config.toml", json.loads((path / "origin.json").read_text())
     recipe.write_text(recipe.read_text().replace("[lora]\n", "[lora]\nspin = 0.5\n"))
     origin["files"]["config.toml"] = hashlib.sha256(recipe.read_bytes()).hexdigest()
-    (kept / "origin.json").write_text(json.dumps(origin))
+    (path / "origin.json").write_text(json.dumps(origin))
     found = outcome(plain, place.results)
     assert found.cell is None and found.failure is None and lacking([found]) == [found]
     work(plain, place.runs, place.results)
@@ -238,10 +240,8 @@ def test_a_cell_of_settings_that_are_no_more_is_made_again(
 def test_cells_changed_since_they_were_kept_are_refused(
     toy: Comparison, place: Place, undisturbed: Path
 ) -> None:
-    plain = of(toy, "plain")
-    shutil.copytree(undisturbed, place.runs / plain.name)
-    work(plain, place.runs, place.results)
-    scores = place.results / "cells" / plain.name / "scores.csv"
+    _, path = kept(toy, place, undisturbed)
+    scores = path / "scores.csv"
     scores.write_text(scores.read_text().replace(",0", ",1", 1))
     with pytest.raises(RunError, match="was changed since it was kept"):
         outcomes(toy, place.results)
