@@ -1,16 +1,16 @@
-"""Reading a history back from the activations at the first cut, for a head that the server knows.
+"""Reading a history back from the activations at the first cut, for a causal head that is known.
 
-The attacker has a head and a table of item vectors of its own, as near to the client's as it knows
-(`knowledge`), and what crossed. Two ways:
+The attacker has a head and a table of what it may read (items' vectors, or tokens' embeddings), as
+near to the client's as it knows (`knowledge`), and what crossed. Two ways:
 
-`nearest` compares each position with every item read alone, as a history of one, both centred: what
-a position has from its neighbours and its place is taken for noise. No search, one pass over the
-catalogue. It works for any head, the better the fewer blocks it has.
+`nearest` compares each position with every unit read alone, both centred: what a position has from
+its neighbours and its place is taken for noise. No search, one pass over the table. It works for
+any head, the better the fewer blocks it has.
 
-`search` goes from the oldest position to the newest. A causal head's output at a position depends
-on this item and the earlier ones alone, so with the earlier ones found, the true item gives what
-was seen to the last bits, and any other does not: of a head that is known nothing is left to guess.
-Candidates are tried in the order of how well they would fit if an item's own part and its
+`search` goes from the first position to the last. A causal head's output at a position depends on
+this unit and the earlier ones alone, so with the earlier ones found, the true unit gives what was
+seen to the last bits, and any other does not: of a head that is known nothing is left to guess.
+Candidates are tried in the order of how well they would fit if a unit's own part and its
 neighbours' part of the output simply added up; more of them where none fits exactly.
 """
 
@@ -20,79 +20,107 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fellrec.audit.wiretap import Items, Seen
+from fellrec.audit.wiretap import Items
 from fellrec.models.layout import Layout
 from fellrec.models.stages import Stage
 
 _TRIED = (8, 64)
 """Candidates of the first tries at each position; the last try takes as many as allowed."""
-_EXACT = 1e-3
+EXACT = 1e-3
 """A candidate whose distance is below this share of what was seen is taken at once."""
-_BATCH = 512  # histories that the head reads at a time
+_BATCH = 512  # rows that the head reads at a time
 
 
-def read_alone(head: Stage, table: Tensor) -> Tensor:
-    """Return the head's output for every item as a history of one: (items, d)."""
-    rows = torch.split(table, _BATCH)
-    return torch.cat([head(part[:, None], _rows(len(part), 1))[:, 0] for part in rows])
+def read_alone(head: Stage, table: Tensor, before: Tensor) -> Tensor:
+    """Return the head's output for every unit behind the same beginning: (units, d).
 
-
-def nearest(seen: Seen, alone: Tensor, centre: Tensor) -> Items:
-    """Guess the item of each position by distance: (length,) int64.
-
-    alone: (items, d), see `read_alone`. centre: (d,) the mean of all positions that were seen, of
-    all histories.
+    table: (units, d) vectors that the head reads. before: (n, d), what every text begins with; with
+    none, a unit is a history of one.
     """
-    away = (seen.activations - centre).to(alone.device)
+    outputs = _Followed(head, before).by(table)
+    head.forget()
+    return outputs
+
+
+def nearest(seen: Tensor, alone: Tensor, centre: Tensor) -> Items:
+    """Guess the unit of each position by distance: (length,) int64.
+
+    seen: (length, d). alone: (units, d), see `read_alone`. centre: (d,) the mean of all positions
+    that were seen, of all histories.
+    """
+    away = (seen - centre).to(alone.device)
     guess: Items = torch.cdist(away, alone - alone.mean(dim=0)).argmin(dim=1).cpu().numpy()
     return guess
 
 
-def search(seen: Seen, head: Stage, table: Tensor, alone: Tensor, most: int) -> Items:
-    """Guess the items from the oldest to the newest: (length,) int64.
+def search(
+    seen: Tensor, head: Stage, table: Tensor, alone: Tensor, most: int, before: Tensor
+) -> Items:
+    """Guess the units from the first to the last: (length,) int64.
 
-    table: (items, d) vectors that the head reads. most: candidates tried at a position at most; all
-    items where it is 0 or larger than the catalogue.
+    seen: (length, d), without the positions of `before`. most: candidates tried at a position at
+    most; all where it is 0 or larger than the table.
     """
-    items = len(table)
-    most = min(most, items) or items
+    most = min(most, len(table)) or len(table)
+    followed = _Followed(head, before)
     found: list[int] = []
-    for place in range(len(seen.activations)):
-        goal = seen.activations[place].to(table.device)
-        before = table[found]
-        # What the earlier items and the place add, by the best guess of the item so far.
-        guess = int((alone - goal).square().sum(dim=1).argmin())
-        for _ in range(2):
-            added = _last(head, before, table[[guess]])[0] - alone[guess]
-            order = (alone - (goal - added)).square().sum(dim=1).argsort()
-            guess = int(order[0])
-        done, best, least = 0, guess, float("inf")
+    drift = torch.zeros_like(alone[0])  # what the earlier units and the place add, by the last one
+    for goal in seen.to(table.device):
+        order = (alone - (goal - drift)).square().sum(dim=1).argsort()
+        done, best, least, output = 0, 0, float("inf"), goal
         for tries in (*(tries for tries in _TRIED if tries < most), most):
-            candidates = order[done:tries]
-            away = (_last(head, before, table[candidates]) - goal).square().sum(dim=1)
+            outputs = followed.by(table[order[done:tries]])
+            away = (outputs - goal).square().sum(dim=1)
             if float(away.min()) < least:
-                best, least = int(candidates[away.argmin()]), float(away.min())
-            if least <= _EXACT**2 * float(goal.square().sum()):
+                at = int(away.argmin())
+                best, least, output = int(order[done + at]), float(away.min()), outputs[at]
+            if least <= EXACT**2 * float(goal.square().sum()):
                 break
             done = tries
+            fits = (alone - (goal - (output - alone[best]))).square().sum(dim=1)
+            fits[order[:done]] = -1  # what was tried stays in front
+            order = torch.cat([order[:done], fits.argsort()[done:]])
+        followed.settle(table[best])
+        drift = output - alone[best]
         found.append(best)
+    head.forget()
     return np.asarray(found, dtype=np.int64)
 
 
-def _last(head: Stage, before: Tensor, candidates: Tensor) -> Tensor:
-    """Return the head's output for each candidate behind the same items: (candidates, d).
+class _Followed:
+    """A head that has read the same units, and is asked what each of many would give next.
 
-    The items before are read once for all candidates, by the cache that serves writing.
+    What was read is remembered by the cache that serves writing. Rows that were asked about cannot
+    be taken back; if the next unit is one of the last ones asked about, its row goes on, else the
+    beginning is read anew.
     """
-    outputs = []
-    for part in torch.split(candidates[:, None], _BATCH):
-        if len(before):
-            head.prefill(before[None], _rows(1, len(before)))
-            outputs.append(head.extend(part, np.zeros(len(part), dtype=np.int32)))
-        else:
-            outputs.append(head(part, _rows(len(part), 1)))
-    head.forget()
-    return torch.cat(outputs)[:, 0]
+
+    def __init__(self, head: Stage, before: Tensor) -> None:
+        self._head = head
+        self._read = before
+        self._row: int | None = None  # remembered row that holds just what was read
+        self._asked = before[:0]
+
+    def by(self, units: Tensor) -> Tensor:
+        """Return the head's output for each unit behind what was read: (units, d) both."""
+        outputs = []
+        for part in units.split(_BATCH):
+            if not len(self._read):
+                outputs.append(self._head.prefill(part[:, None], _rows(len(part), 1)))
+            else:
+                if self._row is None:
+                    self._head.prefill(self._read[None], _rows(1, len(self._read)))
+                    self._row = 0
+                beams = np.full(len(part), self._row, dtype=np.int32)
+                outputs.append(self._head.extend(part[:, None], beams))
+            self._row, self._asked = None, part
+        return torch.cat(outputs)[:, 0]
+
+    def settle(self, unit: Tensor) -> None:
+        """Take a unit, (d,), for read."""
+        self._read = torch.cat([self._read, unit[None]])
+        same = (self._asked == unit).all(dim=1).nonzero()
+        self._row = int(same[0]) if len(same) else None
 
 
 def _rows(count: int, length: int) -> Layout:

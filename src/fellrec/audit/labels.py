@@ -1,11 +1,12 @@
 """Telling what a user took next from the gradient at the second cut.
 
 The last target of a history is never sent as an input: it is the one item that the first cut can't
-show. But the loss's gradient at the last position crosses, and it points away from the target. For
-HLLM the loss there is cross-entropy over the catalogue, so with a tail and a table of its own the
-server can work out the gradient that each item would give, up to the factor by which the client
-divided its loss, and compare directions. A tail that attends backwards only lets the last position
-bear on nothing but its own target.
+show. But the loss's gradient at the position that predicts it crosses, and it points away from the
+target. Where the loss is cross-entropy over the catalogue (HLLM, RecFormer), a server with a tail
+and a table of its own can work out the gradient that each item would give, up to the factor by
+which the client divided its loss, and compare directions. HLLM predicts the last target at the last
+position, and a tail that attends backwards only lets that one bear on no other target; RecFormer
+has one target, predicted at the first position.
 
 An item's gradient costs a pass backward through the tail. Which are worth one is told by a single
 slope: the true one's gradient is what was seen, so moving the tail's input that way moves its
@@ -16,7 +17,8 @@ Masks of dropout are drawn from the run's seed, which the trunk has: they hide n
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,7 @@ from fellrec.audit.wiretap import Step
 from fellrec.models.dropout import StepKey
 from fellrec.models.stages import Stage
 
+Place = Literal["first", "last"]
 _TRIED = 32
 """Items whose gradient is worked out, for each row."""
 _MOVED = 1e-2
@@ -32,21 +35,23 @@ _MOVED = 1e-2
 
 
 def judged(
-    step: Step, tail: Stage, key: StepKey, table: Tensor, scale: float
+    step: Step, tail: Stage, key: StepKey, table: Tensor, scale: float, predicts: Place
 ) -> tuple[Tensor, Tensor]:
     """Score all items as the last target of each row: (rows, items) twice, larger is likelier.
 
     First by how well an item's gradient fits the one that was seen: the cosine, 1 + cosine for
-    those that were tried; then by the tail's own prediction, which needs no gradient. tail: causal,
-    in training mode where masks are to be those of the step. key: whose seed, client and round the
-    masks are drawn from. table: (items, d).
+    those that were tried; then by the tail's own prediction, which needs no gradient. tail: in
+    training mode where masks are to be those of the step. key: whose seed, client and round the
+    masks are drawn from. table: (items, d). scale: of the cosines. predicts: the position of each
+    row that predicts its last target.
     """
     at, layout = tail.key, step.layout
     at.seed, at.client, at.round = key.seed, key.client, key.round
     at.step, at.micro = step.step, step.micro
-    last, items = layout.last.to(table.device), F.normalize(table, dim=-1)
-    ends = torch.from_numpy(layout.lengths.astype(np.int64).cumsum() - 1)
-    seen = step.gradient[ends].to(table.device)
+    items = F.normalize(table, dim=-1)
+    firsts = torch.arange(len(layout.lengths)) * layout.width
+    last = (layout.last if predicts == "last" else firsts).to(table.device)
+    seen = layout.unpack(step.gradient).flatten(0, 1).to(table.device)[last]
 
     def read(sent: Tensor) -> Tensor:
         outputs: Tensor = tail(sent, layout)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Ragged
 from fellrec.federation.client import Client
 from fellrec.models.layout import Layout
+from fellrec.models.recommender import Batch
 from fellrec.split.codecs import Codec
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import FrameHandler, InProcessTransport
@@ -27,44 +27,60 @@ Items = npt.NDArray[np.int64]
 class Seen:
     """One history on its way through the first cut.
 
-    activations: (length, d) float32, as the server decoded them. items: (length,) int64, what the
-    client read, oldest first; no attacker sees them, they are what a guess is scored by.
+    activations: (length, d) float32, as the server decoded them. inputs: (length,) or (length, n)
+    int64, what the client's head read; no attacker sees it, it is what a guess is scored by.
     """
 
     activations: Tensor
-    items: Items
+    inputs: Tensor
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training micro-batch at the second cut.
+    """A training micro-batch at both cuts.
 
-    outputs: (total, d) float32, what the server sent. gradient: (total, d), what came back. layout:
-    of both. step, micro: where in the round it was. labels: (rows,) int64, each row's last target,
-    which is no input of it; no attacker sees them.
+    activations: (total, d) float32, what the client sent; outputs: (total, d), what the server
+    answered; gradient: (total, d), what came back at the second cut. layout: of all three. step,
+    micro: where in the round it was. batch: what the client read and was to predict; no attacker
+    sees it.
     """
 
+    activations: Tensor
     outputs: Tensor
     gradient: Tensor
     layout: Layout
     step: int
     micro: int
-    labels: Items
+    batch: Batch
+
+
+class _Enough(Exception):
+    """What was to be heard has been heard."""
 
 
 class Wiretap:
-    """Stands before a trunk and keeps every frame that goes to it, with the answer."""
+    """Stands before a trunk and keeps every frame that goes to it, with the answer.
+
+    last: hang up after so many frames since the last `clear`, by raising; None listens on.
+    """
 
     def __init__(self, server: FrameHandler, max_bytes: int) -> None:
         self.exchanges: list[tuple[Frame, Frame]] = []
+        self.last: int | None = None
         self._server = server
         self._max_bytes = max_bytes
+
+    def clear(self, last: int | None = None) -> None:
+        """Forget what was heard, and say after how many frames to hang up."""
+        self.exchanges, self.last = [], last
 
     def handle(self, frame: bytes) -> bytes:
         """Hand a frame on, and keep both what it said and what was said to it."""
         answer = self._server.handle(frame)
         said, back = (decode_frame(each, max_bytes=self._max_bytes) for each in (frame, answer))
         self.exchanges.append((said, back))
+        if len(self.exchanges) == self.last:
+            raise _Enough
         return answer
 
 
@@ -85,36 +101,34 @@ def tapped(client: Client, server: FrameHandler, config: RunConfig) -> Iterator[
 def histories_seen(client: Client, tap: Wiretap, histories: Ragged) -> list[Seen]:
     """Let a client score histories, and return what of each went to the server, in their order.
 
-    The client's turn lasts, and its frames go through the tap. For recommenders whose positions
-    are items.
+    The client's turn lasts, and its frames go through the tap. A batch's first frame has all
+    positions of its histories, so the rest of its scoring is not waited for.
     """
     found: dict[int, Seen] = {}
     client.begin_serving()
     recommender, size = client.recommender, client.settings.evaluation_batch
     for batch in recommender.serving_batches(histories, size):
-        tap.exchanges.clear()
-        with torch.no_grad():
+        tap.clear(last=1)
+        with suppress(_Enough):
             recommender.score(client.trunk, batch, 1)
-        (frame,) = [said for said, _ in tap.exchanges if said.kind is FrameKind.FORWARD]
+        ((frame, _),) = tap.exchanges
         if frame.tensor is None or frame.lengths is None:
             raise RuntimeError("a forward frame without a tensor")
-        parts = torch.split(frame.tensor, frame.lengths.tolist())
-        for row, length, inputs, activations in zip(
-            batch.rows.tolist(), frame.lengths.tolist(), batch.inputs, parts, strict=True
+        lengths = frame.lengths.tolist()
+        packed = batch.inputs.flatten(0, 1)[batch.layout.index]
+        for row, activations, inputs in zip(
+            batch.rows.tolist(), frame.tensor.split(lengths), packed.split(lengths), strict=True
         ):
-            found[row] = Seen(activations, inputs[:length].numpy())
+            found[row] = Seen(activations, inputs)
+    tap.clear()
     return [found[row] for row in range(len(histories))]
-
-
-class _Enough(Exception):
-    """Training has gone on for as long as it is watched."""
 
 
 def steps_seen(client: Client, tap: Wiretap, users: int) -> list[Step]:
     """Let a client begin the round that it is in, and return its first micro-batches.
 
-    As many as hold the last targets of so many users. The client's turn lasts; what it learns of it
-    is not complete, and is to be dropped with the turn.
+    As many as hold so many rows. The client's turn lasts; what it learns of it is not complete, and
+    is to be dropped with the turn.
     """
     round = client.trunk.key.round
     batches = client.epoch(round, 0)
@@ -125,7 +139,7 @@ def steps_seen(client: Client, tap: Wiretap, users: int) -> list[Step]:
         if done >= count:
             raise _Enough
 
-    tap.exchanges.clear()
+    tap.clear()
     with suppress(_Enough):
         client.train(round, watch)
     parts = {
@@ -133,16 +147,15 @@ def steps_seen(client: Client, tap: Wiretap, users: int) -> list[Step]:
         for step, batch in enumerate(batches[:count])
         for micro, part in enumerate(batch.micro(client.settings.micro_batches))
     }
-    sent = {}
+    sent: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] = {}
     found = []
     for said, back in tap.exchanges:
         at = said.step, said.micro
         if said.kind is FrameKind.FORWARD and said.training:
-            sent[at] = back.tensor
+            sent[at] = said.tensor, back.tensor
         elif said.kind is FrameKind.GRADIENT:
-            part, outputs, gradient = parts[at], sent[at], said.tensor
-            if outputs is None or gradient is None:
+            part, (activations, outputs), gradient = parts[at], sent[at], said.tensor
+            if activations is None or outputs is None or gradient is None:
                 raise RuntimeError("a frame of training without a tensor")
-            labels = part.targets.numpy()[np.cumsum(part.counts) - 1]
-            found.append(Step(outputs, gradient, part.layout, *at, labels))
+            found.append(Step(activations, outputs, gradient, part.layout, *at, part))
     return found

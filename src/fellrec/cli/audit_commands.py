@@ -50,50 +50,76 @@ def audit(
             users=users,
             most=most,
             seed=seed,
-            progress=lambda client: say(f"attacking client {client}"),
+            progress=say,
         )
     if as_json:
         print_json(found.as_json())
         return
-    for table in (_read_back(found), _told(found)):
-        console.print()
-        console.print(table)
-    if found.touched is not None:
-        it = found.touched
-        console.print(
-            "\nthe item table that a client uploads tells which items its users touched: AUC "
-            f"{it.auc:.3f} ({it.least:.3f} to {it.most:.3f} by client; 0.5 is guessing, popularity "
-            f"{it.popularity:.3f})",
-            soft_wrap=True,
-        )
+    for table in (_read_back(found), _told(found), _touched(found), _members(found)):
+        if table.row_count:
+            console.print()
+            console.print(table)
     console.print(f"\nwritten to {run / 'audit.json'}", soft_wrap=True)
 
 
 def _read_back(found: Audit) -> Table:
-    table = show.make_table("attacker", "knows", ">items found", ">95 %", ">right place")
-    table.title = (
+    spelled = any(each.rouge_l is not None for each in found.inversion)
+    own = f", item residual {found.item_residual}" if found.recommender == "hllm" else ""
+    table = _table(
         f"{found.users} users' histories, read back at the first cut: k_in {found.k_in}, "
-        f"{found.codec}, item residual {found.item_residual}"
+        f"{found.codec}{own}",
+        *("attacker", "knows", ">items found", ">95 %", ">right place"),
+        *((">tokens", ">ROUGE-L") if spelled else ()),
     )
-    table.title_justify = "left"
     for each in found.inversion:
+        rest = (each.placed, each.token_accuracy, each.rouge_l)
         table.add_row(
-            each.attack, _KNOWN[each.knows], *_interval(each.recovered), f"{each.placed:.3f}"
+            each.attack,
+            _KNOWN[each.knows],
+            *_interval(each.recovered),
+            *(f"{value:.3f}" for value in rest if value is not None),
         )
-    table.add_row("chance", "what is popular", *_interval(found.chance), "-")
+    table.add_row("chance", "what is popular", *_interval(found.chance))
     return table
 
 
 def _told(found: Audit) -> Table:
-    table = show.make_table("attacker", "knows", ">first guess", ">95 %", ">among ten", ">95 %")
-    table.title = (
-        f"{found.learners} users' last targets in training, told at the second cut: k_out "
-        f"{found.k_out}"
+    table = _table(
+        f"{found.learners} last targets of training, told from what crossed: k_in {found.k_in}, "
+        f"k_out {found.k_out}",
+        *("attacker", "knows", ">first guess", ">95 %", ">among ten", ">95 %"),
     )
-    table.title_justify = "left"
     for each in found.labels:
         table.add_row(each.attack, _KNOWN[each.knows], *_interval(each.first), *_interval(each.ten))
     table.add_row("chance", "what is popular", "-", "", *_interval(found.label_chance))
+    return table
+
+
+def _touched(found: Audit) -> Table:
+    table = _table(
+        "Items that a client's users touched, told from what it uploads after a round",
+        *("attacker", ">AUC", ">least client", ">most", ">by popularity", ">guessing"),
+    )
+    for each in found.touched:
+        values = (each.auc, each.least, each.most, each.popularity, 0.5)
+        table.add_row(each.attack, *(f"{value:.3f}" for value in values))
+    return table
+
+
+def _members(found: Audit) -> Table:
+    table = _table(
+        f"{found.members} users from whom a client learned alone, told from {found.others} others "
+        "of the same client",
+        *("attacker", ">AUC", ">95 %", ">caught, 1 in 20 others wrongly"),
+    )
+    for each in found.membership:
+        table.add_row(each.attack, *_interval(each.auc), f"{each.caught:.3f}")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = show.make_table(*columns)
+    table.title, table.title_justify = title, "left"
     return table
 
 

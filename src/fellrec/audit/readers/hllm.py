@@ -1,0 +1,80 @@
+"""HLLM: each position is an item, oldest first, and the head is causal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fellrec.audit.inversion import nearest, read_alone, search
+from fellrec.audit.labels import judged
+from fellrec.audit.readers.reader import Reader, ranks
+from fellrec.audit.recovery import Content
+from fellrec.audit.wiretap import Items, Step
+from fellrec.models.dropout import StepKey
+from fellrec.models.hllm import Hllm
+from fellrec.models.recommender import Trunk
+
+
+class HllmReader(Reader):
+    """Knows items by their vectors."""
+
+    def __init__(self, recommender: Hllm) -> None:
+        self._recommender = recommender
+        self._items = np.arange(len(recommender.text_vectors))
+
+    @property
+    def alike(self) -> Items:
+        """Every item has a vector of its own, (items,) int64."""
+        return self._items
+
+    @property
+    def units(self) -> Items:
+        """Positions are items, (items,) int64."""
+        return self._items
+
+    @property
+    def recommender(self) -> Hllm:
+        """Whose histories these are."""
+        return self._recommender
+
+    def content(self, inputs: Items) -> Content:
+        """Each position is an item."""
+        return Content(inputs)
+
+    @torch.no_grad()
+    def vectors(self) -> Tensor:
+        """The table of items, (items, d)."""
+        return self._recommender.item_vectors()
+
+    @torch.no_grad()
+    def read_back(self, seen: Sequence[Tensor], most: int) -> dict[str, list[Content]]:
+        """`nearest` and `search` of inversion.py."""
+        table, head = self.vectors(), self._recommender.head
+        nothing = table[:0]
+        alone = read_alone(head, table, nothing)
+        centre = torch.cat(list(seen)).mean(dim=0)
+        return {
+            "nearest": [Content(nearest(each, alone, centre)) for each in seen],
+            "search": [Content(search(each, head, table, alone, most, nothing)) for each in seen],
+        }
+
+    def labels(self, step: Step) -> Items:
+        """The target behind each row's last position."""
+        found: Items = step.batch.targets.numpy()[np.cumsum(step.batch.counts) - 1]
+        return found
+
+    def told(self, steps: Sequence[Step], key: StepKey, trunk: Trunk) -> dict[str, list[int]]:
+        """`prediction` and `gradient` of labels.py."""
+        recommender = self._recommender
+        table, scale = self.vectors(), float(recommender.scale.detach())
+        found: dict[str, list[int]] = {"prediction": [], "gradient": []}
+        recommender.train()
+        for step in steps:
+            by_gradient, predicted = judged(step, recommender.tail, key, table, scale, "last")
+            found["gradient"] += ranks(by_gradient, self.labels(step))
+            found["prediction"] += ranks(predicted, self.labels(step))
+        recommender.eval()
+        return found
