@@ -28,6 +28,11 @@ def made(toys: Toys, out: Path, overrides: dict[str, object] | None = None) -> R
     return load_run(train(toys.recipe({"train.rounds": 1, **(overrides or {})}), out).path)
 
 
+def attacked(run: Run, users: int = 0, most: int = 0, lessons: int = 1) -> Audit:
+    """Audit without much of an inverter, which takes most of a toy's time."""
+    return audit(run, users=users, most=most, lessons=lessons)
+
+
 def found(done: Audit) -> dict[tuple[str, str], float]:
     return {(each.attack, each.knows): each.recovered.mean for each in done.inversion}
 
@@ -35,7 +40,7 @@ def found(done: Audit) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize("k_in", [0, 1, 2])
 def test_a_causal_head_that_is_known_hides_nothing(toys: Toys, tmp_path: Path, k_in: int) -> None:
     run = made(toys, tmp_path / "run", {"model.k_in": k_in, "model.k_out": 0})
-    done = audit(run, users=0, most=0)
+    done = attacked(run)
     assert done.users == USERS and done.k_in == k_in
     shares = found(done)
     assert shares["search", "adapters"] == 1
@@ -50,7 +55,7 @@ def test_a_causal_head_that_is_known_hides_nothing(toys: Toys, tmp_path: Path, k
 def test_untrained_tensors_are_known_to_everybody(toys: Toys, tmp_path: Path) -> None:
     """With a learning rate of next to nothing, base and adapters are one, private or not."""
     overrides: dict[str, object] = {"train.learning_rate": 1e-12, "model.item_residual": "local"}
-    shares = found(audit(made(toys, tmp_path / "run", overrides), users=0, most=0))
+    shares = found(attacked(made(toys, tmp_path / "run", overrides)))
     assert shares["search", "base"] == shares["search", "adapters"] == 1
     assert shares["nearest", "base"] == shares["nearest", "adapters"]
 
@@ -59,7 +64,7 @@ def test_a_private_residual_hides_something(toys: Toys, tmp_path: Path) -> None:
     """What the server does not know and is large makes guesses wrong."""
     overrides: dict[str, object] = {"model.item_residual": "local", "train.learning_rate": 0.3}
     run = made(toys, tmp_path / "run", overrides)
-    done = audit(run, users=0, most=0)
+    done = attacked(run)
     assert done.item_residual == "local"
     assert found(done)["search", "adapters"] < 0.9
 
@@ -67,9 +72,52 @@ def test_a_private_residual_hides_something(toys: Toys, tmp_path: Path) -> None:
 def test_more_candidates_find_more(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run")
     few, some, every = (
-        found(audit(run, users=0, most=most))["search", "adapters"] for most in (1, 9, ITEMS + 5)
+        found(attacked(run, most=most))["search", "adapters"] for most in (1, 9, ITEMS + 5)
     )
     assert few < some < every == 1
+
+
+def test_a_text_of_which_a_causal_head_is_known_is_read_and_so_is_its_response(
+    toys: Toys, tmp_path: Path
+) -> None:
+    """BIGRec's prompt at any depth; the response that is learned is an input as well."""
+    for k_in in (0, 2):
+        own = _texts(toys, "bigrec", k_in) | {"model.k_out": 0}
+        run = made(toys, tmp_path / f"run{k_in}", own)
+        done = attacked(run, users=6)
+        (known,) = [e for e in done.inversion if (e.attack, e.knows) == ("search", "adapters")]
+        assert known.recovered.mean == known.placed == known.token_accuracy == known.rouge_l == 1
+        (reading,) = [e for e in done.labels if e.knows == "adapters"]
+        # Behind two blocks the masks of LoRA's dropout, which the search leaves out, blur the fit.
+        assert reading.attack == "reading" and reading.ten.mean > 0.5 + 0.5 * (k_in == 0) - 1e-9
+        assert done.touched == ()
+
+
+@pytest.mark.parametrize("k_in", [0, 1])
+def test_a_text_that_is_read_both_ways_is_found_as_a_whole(
+    toys: Toys, tmp_path: Path, k_in: int
+) -> None:
+    run = made(toys, tmp_path / "run", _texts(toys, "recformer", k_in))
+    done = attacked(run, users=9)
+    shares = found(done)
+    assert shares["search", "adapters"] > 0.99
+    assert shares["nearest", "adapters"] <= shares["search", "adapters"]
+    assert told(done)["gradient", "adapters"] == 1
+    assert done.item_residual == "none"
+    assert [each.attack for each in done.touched] == ["leaning"]
+
+
+def _texts(toys: Toys, recommender: str, k_in: int) -> dict[str, object]:
+    base = toys.lm if recommender == "bigrec" else toys.bert
+    return {"model.recommender": recommender, "model.k_in": k_in, "model.base": str(base)}
+
+
+def test_an_inverter_learns_to_read(toys: Toys, tmp_path: Path) -> None:
+    """Taught on histories that it made up itself, it reads others' better than the nearest item."""
+    run = made(toys, tmp_path / "run")
+    before, after = (found(attacked(run, most=1, lessons=count)) for count in (1, 60))
+    taught = after["inverter", "base"]
+    assert max(before["inverter", "base"], after["nearest", "base"], 0.3) < taught
 
 
 def told(done: Audit) -> dict[tuple[str, str], float]:
@@ -82,7 +130,7 @@ def test_gradients_tell_the_last_target(
 ) -> None:
     """Of the first step the server knows all: tail, table, masks of dropout. k_out is 1."""
     run = made(toys, tmp_path / "run", {"train.batch_size": 9, **overrides})
-    done = audit(run, users=9)
+    done = attacked(run, users=9, most=8)
     assert done.learners == 9 and done.k_out == 1
     assert told(done)["gradient", "adapters"] == 1
     assert told(done)["prediction", "adapters"] < 1
@@ -91,21 +139,26 @@ def test_gradients_tell_the_last_target(
 
 def test_without_a_block_behind_it_the_second_cut_hides_nothing(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run", {"model.k_out": 0, "train.batch_size": 9})
-    assert told(audit(run, users=9))["gradient", "adapters"] == 1
+    assert told(attacked(run, users=9, most=8))["gradient", "adapters"] == 1
 
 
-def test_an_upload_tells_what_was_touched_where_there_is_one(toys: Toys, tmp_path: Path) -> None:
-    shared = audit(made(toys, tmp_path / "shared", {"train.local_epochs": 4}), users=3).touched
-    assert shared is not None and shared.least <= shared.auc <= shared.most
-    assert shared.auc > 0.75
-    alone = made(toys, tmp_path / "local", {"model.item_residual": "local"})
-    assert audit(alone, users=3).touched is None
+def test_an_upload_tells_what_was_touched_with_a_table_or_without(
+    toys: Toys, tmp_path: Path
+) -> None:
+    longer: dict[str, object] = {"train.local_epochs": 4}
+    shared = attacked(made(toys, tmp_path / "shared", longer), users=3, most=8).touched
+    assert [each.attack for each in shared] == ["table", "leaning"]
+    assert all(each.least <= each.auc <= each.most for each in shared)
+    assert all(each.auc > max(0.75, each.popularity) for each in shared)
+    local = made(toys, tmp_path / "local", {**longer, "model.item_residual": "local"})
+    (leaning,) = attacked(local, users=3, most=8).touched
+    assert leaning.attack == "leaning" and leaning.auc < shared[1].auc
 
 
 def test_an_audit_leaves_the_run_as_it_was(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run")
     before = outcome(run.path)
-    audit(run, users=3)
+    attacked(run, users=3, most=8)
     after = outcome(run.path)
     assert differences(before, after) == ["audit.json"]
     assert rescore(run).differences == ()
@@ -124,7 +177,7 @@ def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
         recommender = client.client.recommender
         for row, each in enumerate(seen):
             items = histories[row][-run.config.model.history :]
-            assert np.array_equal(each.items, items)
+            assert np.array_equal(each.inputs.numpy(), items)
             with torch.no_grad():
                 batch = next(recommender.serving_batches(histories.take(np.array([row])), 1))
                 exact = recommender.enter(batch).hidden[0]
@@ -136,12 +189,12 @@ def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
 
 def test_users_are_drawn_by_the_seed_and_over_all_clients(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run")
-    first = audit(run, users=6, seed=1)
+    first = audit(run, users=6, seed=1, lessons=3)
     assert first.users == 6
-    assert audit(run, users=6, seed=1) == first
+    assert audit(run, users=6, seed=1, lessons=3) == first
     written = json.loads((run.path / "audit.json").read_text())
     assert written["users"] == written["learners"] == 6
-    assert len(written["inversion"]) == len(written["labels"]) == 4
+    assert len(written["inversion"]) == 5 and len(written["labels"]) == 4
     assert written["inversion"][0]["recovered"].keys() == {"mean", "low", "high"}
 
 
@@ -155,11 +208,8 @@ def test_by_command(toys: Toys, tmp_path: Path) -> None:
     assert json.loads(printed.stdout) == json.loads((run.path / "audit.json").read_text())
 
 
-def test_runs_that_it_does_not_read_are_refused(toys: Toys, tmp_path: Path) -> None:
+def test_a_run_in_which_nothing_crosses_is_refused(toys: Toys, tmp_path: Path) -> None:
     whole = made(toys, tmp_path / "whole", {"model.k_in": 3, "model.k_out": 0})
     with pytest.raises(ConfigError, match="nothing crosses"):
         audit(whole)
-    other = made(toys, tmp_path / "other", {"model.recommender": "recformer"})
-    with pytest.raises(ConfigError, match="not yet of recformer"):
-        audit(other)
-    assert not (whole.path / "audit.json").exists() and not (other.path / "audit.json").exists()
+    assert not (whole.path / "audit.json").exists()

@@ -11,10 +11,15 @@ any head, the better the fewer blocks it has.
 this unit and the earlier ones alone, so with the earlier ones found, the true unit gives what was
 seen to the last bits, and any other does not: of a head that is known nothing is left to guess.
 Candidates are tried in the order of how well they would fit if a unit's own part and its
-neighbours' part of the output simply added up; more of them where none fits exactly.
+neighbours' part of the output simply added up; more of them where none fits exactly. Of a head that
+is not quite the client's none does; then the nearest is taken, after what the two heads differ by
+on average so far.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,63 +33,83 @@ _TRIED = (8, 64)
 """Candidates of the first tries at each position; the last try takes as many as allowed."""
 EXACT = 1e-3
 """A candidate whose distance is below this share of what was seen is taken at once."""
+_DOUBT = 4.0
+"""Positions after which means over what was found count as much as what was there at first."""
 _BATCH = 512  # rows that the head reads at a time
 
 
-def read_alone(head: Stage, table: Tensor, before: Tensor) -> Tensor:
-    """Return the head's output for every unit behind the same beginning: (units, d).
+@dataclass(frozen=True)
+class Units:
+    """What an attacker knows of what may stand at a position, and of a head that read some of it.
 
-    table: (units, d) vectors that the head reads. before: (n, d), what every text begins with; with
-    none, a unit is a history of one.
+    table: (units, d) what the head reads. before: (n, d) what every text begins with. alone:
+    (units, d) the head's output for each unit behind that beginning; with none, for a history of
+    one. centre: (d,) the mean of all positions that were seen, of all histories.
     """
-    outputs = _Followed(head, before).by(table)
-    head.forget()
-    return outputs
+
+    head: Stage
+    table: Tensor
+    before: Tensor
+    alone: Tensor
+    centre: Tensor
+
+    @classmethod
+    def of(cls, head: Stage, table: Tensor, before: Tensor, seen: Sequence[Tensor]) -> Units:
+        """Read every unit once. seen: (length, d) each, without the positions of `before`."""
+        alone = _Followed(head, before).by(table)
+        head.forget()
+        return cls(head, table, before, alone, torch.cat(list(seen)).mean(dim=0).to(table.device))
 
 
-def nearest(seen: Tensor, alone: Tensor, centre: Tensor) -> Items:
-    """Guess the unit of each position by distance: (length,) int64.
-
-    seen: (length, d). alone: (units, d), see `read_alone`. centre: (d,) the mean of all positions
-    that were seen, of all histories.
-    """
-    away = (seen - centre).to(alone.device)
-    guess: Items = torch.cdist(away, alone - alone.mean(dim=0)).argmin(dim=1).cpu().numpy()
+def nearest(seen: Tensor, units: Units) -> Items:
+    """Guess the unit of each position by distance: (length,) int64. seen: (length, d)."""
+    away = seen.to(units.table.device) - units.centre
+    alone = units.alone - units.alone.mean(dim=0)
+    guess: Items = torch.cdist(away, alone).argmin(dim=1).cpu().numpy()
     return guess
 
 
-def search(
-    seen: Tensor, head: Stage, table: Tensor, alone: Tensor, most: int, before: Tensor
-) -> Items:
+def search(seen: Tensor, units: Units, most: int) -> Items:
     """Guess the units from the first to the last: (length,) int64.
 
-    seen: (length, d), without the positions of `before`. most: candidates tried at a position at
-    most; all where it is 0 or larger than the table.
+    seen: (length, d), without the positions of `units.before`. most: candidates tried at a position
+    at most; all where it is 0 or larger than the table.
     """
+    head, table, alone = units.head, units.table, units.alone
     most = min(most, len(table)) or len(table)
-    followed = _Followed(head, before)
+    followed = _Followed(head, units.before)
     found: list[int] = []
-    drift = torch.zeros_like(alone[0])  # what the earlier units and the place add, by the last one
-    for goal in seen.to(table.device):
-        order = (alone - (goal - drift)).square().sum(dim=1).argsort()
+    # What neighbours and place add to a unit's own part, and what the client's head adds to this
+    # one: means over what was found so far.
+    added, unknown = (units.centre - alone.mean(dim=0)) * _DOUBT, torch.zeros_like(units.centre)
+    for number, goal in enumerate(seen.to(table.device)):
+        exact = EXACT**2 * float(goal.square().sum())
+        usual, bias = added / (number + _DOUBT), unknown / (number + _DOUBT)
+        order = _ordered(alone, goal - usual)
         done, best, least, output = 0, 0, float("inf"), goal
         for tries in (*(tries for tries in _TRIED if tries < most), most):
             outputs = followed.by(table[order[done:tries]])
-            away = (outputs - goal).square().sum(dim=1)
-            if float(away.min()) < least:
+            plain = (outputs - goal).square().sum(dim=1)
+            hit = float(plain.min()) <= exact
+            away = plain if hit else (outputs + bias - goal).square().sum(dim=1)
+            if hit or float(away.min()) < least:
                 at = int(away.argmin())
                 best, least, output = int(order[done + at]), float(away.min()), outputs[at]
-            if least <= EXACT**2 * float(goal.square().sum()):
+            if hit:
                 break
             done = tries
-            fits = (alone - (goal - (output - alone[best]))).square().sum(dim=1)
-            fits[order[:done]] = -1  # what was tried stays in front
-            order = torch.cat([order[:done], fits.argsort()[done:]])
+            again = _ordered(alone, goal - bias - (output - alone[best]))
+            order = torch.cat([order[:done], again[~torch.isin(again, order[:done])]])
         followed.settle(table[best])
-        drift = output - alone[best]
+        added, unknown = added + goal - alone[best], unknown + goal - output
         found.append(best)
     head.forget()
     return np.asarray(found, dtype=np.int64)
+
+
+def _ordered(alone: Tensor, wanted: Tensor) -> Tensor:
+    """The units by how near what they give alone is to what is wanted, the nearest first."""
+    return (alone - wanted).square().sum(dim=1).argsort()
 
 
 class _Followed:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from fellrec.audit.findings import Membership
 from fellrec.audit.knowledge import supposed
@@ -92,17 +91,16 @@ def judged(before: Halves, after: Halves) -> tuple[Membership, ...]:
 
 
 def _told(members: Losses, others: Losses) -> tuple[Interval, float]:
-    """The AUC with its interval over users drawn again, and the share of members caught."""
+    """The AUC with its interval over users drawn again, and the share of members caught.
+
+    The AUC is the share of pairs of a member and another in which the member's score is higher,
+    ties half (Mann and Whitney 1947).
+    """
+    pairs = (np.sign(members[:, None] - others[None]) + 1) / 2
     rng = np.random.default_rng(0)
-    drawn = [
-        _auc(rng.choice(members, len(members)), rng.choice(others, len(others)))
-        for _ in range(_DRAWS)
-    ]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    some, rest = (
+        rng.multinomial(count, np.full(count, 1 / count), _DRAWS) / count for count in pairs.shape
+    )
+    low, high = np.percentile(((some @ pairs) * rest).sum(axis=1), [2.5, 97.5])
     bar = np.quantile(others, 1 - _FALSE)
-    return Interval(_auc(members, others), float(low), float(high)), float((members > bar).mean())
-
-
-def _auc(members: Losses, others: Losses) -> float:
-    truth = np.repeat([1, 0], [len(members), len(others)])
-    return float(roc_auc_score(truth, np.concatenate([members, others])))
+    return Interval(float(pairs.mean()), float(low), float(high)), float((members > bar).mean())

@@ -26,6 +26,11 @@ _NEEDED = (
     *("overall", "clients", "balance", "cost"),
 )
 
+_AUDITED = {
+    *("k_in", "codec", "users", "chance", "inversion", "learners", "label_chance", "labels"),
+    *("touched", "members", "others", "membership"),
+}
+
 
 @dataclass(frozen=True)
 class RoundLog:
@@ -81,7 +86,8 @@ class RoundLog:
 class FinishedRun:
     """A run directory, read. scores: by client and metric, (users,) float64.
 
-    Clients whose users' scores are not in the folder are not in it.
+    Clients whose users' scores are not in the folder are not in it. audit: what `fellrec audit`
+    wrote, None where nobody ran it.
     """
 
     path: Path
@@ -90,6 +96,7 @@ class FinishedRun:
     rounds: Sequence[RoundLog]
     ledger: Sequence[LedgerRow]
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    audit: Mapping[str, Any] | None = None
 
     @property
     def metric(self) -> str:
@@ -147,7 +154,20 @@ def read_run(path: Path) -> FinishedRun:
         if (found := _scores(path / "clients" / str(client["id"]) / "scores.parquet"))
     }
     ledger = Ledger.read(path / "ledger.csv").rows()
-    return FinishedRun(path, config, summary, rounds, ledger, scores)
+    return FinishedRun(path, config, summary, rounds, ledger, scores, _audit(path / "audit.json"))
+
+
+def _audit(path: Path) -> Mapping[str, Any] | None:
+    """Read an audit; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: can't be read ({error}); audit the run again") from error
+    if not (isinstance(found, dict) and found.keys() >= _AUDITED):
+        raise RunError(f"{path}: not an audit as this version writes it; audit the run again")
+    return found
 
 
 def _is_summary(value: Any) -> bool:

@@ -9,7 +9,7 @@ from fellrec import __version__
 from fellrec.report import frame
 from fellrec.report.blocks import Listing, Page, Section
 from fellrec.report.reading import FinishedRun, read_run
-from fellrec.report.sections import balance, cost, examples, headline, learning, mixing
+from fellrec.report.sections import balance, cost, examples, headline, learning, mixing, privacy
 from fellrec.report.sections.balance import Reference
 
 EXAMPLES = 2
@@ -61,6 +61,8 @@ def _sections(run: FinishedRun, references: Sequence[Reference], people: int) ->
         mixing.section(run),
         cost.section(run),
     ]
+    if run.audit is not None:
+        found.append(privacy.section(run.audit))
     if people:
         found.append(examples.section(run, people))
     recipe = Listing("All settings, resolved (TOML)", run.config.to_toml())

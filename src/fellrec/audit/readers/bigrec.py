@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fellrec.audit.inversion import nearest, read_alone, search
+from fellrec.audit.inversion import Units, nearest, search
 from fellrec.audit.readers.texts import TextReader
 from fellrec.audit.recovery import Content
 from fellrec.audit.wiretap import Items, Step
@@ -48,13 +48,11 @@ class BigrecReader(TextReader):
     @torch.no_grad()
     def read_back(self, seen: Sequence[Tensor], most: int) -> dict[str, list[Content]]:
         """`nearest` and `search` of inversion.py over tokens, then the titles that fit best."""
-        table, before, alone = self._alone()
         inside = [self.inside(each) for each in seen]
-        centre = torch.cat(inside).mean(dim=0)
-        head = self._recommender.head
+        units = self._units(inside)
         found = {
-            "nearest": [nearest(each, alone, centre) for each in inside],
-            "search": [search(each, head, table, alone, most, before) for each in inside],
+            "nearest": [nearest(each, units) for each in inside],
+            "search": [search(each, units, most) for each in inside],
         }
         return {
             name: [self.guessed(self.units[each]) for each in guesses]
@@ -72,13 +70,13 @@ class BigrecReader(TextReader):
     @torch.no_grad()
     def told(self, steps: Sequence[Step], key: StepKey, trunk: Trunk) -> dict[str, list[int]]:
         """`reading`: the whole text as it went through the first cut, its response at the end."""
-        table, before, alone = self._alone()
-        head, found = self._recommender.head, list[int]()
+        found = list[int]()
         for step in steps:
             parts = step.activations.split(step.layout.lengths.tolist())
-            for part, label in zip(parts, self.labels(step), strict=True):
-                read = search(part[self.begins :], head, table, alone, _TRIED, before)
-                fits = self._fits(self.units[read])
+            inside = [part[self.begins :] for part in parts]
+            units = self._units(inside)
+            for part, label in zip(inside, self.labels(step), strict=True):
+                fits = self._fits(self.units[search(part, units, _TRIED)])
                 found.append(int((fits[self.pieces.items] < fits[label]).sum()))
         return {"reading": found}
 
@@ -100,10 +98,9 @@ class BigrecReader(TextReader):
     def _embedded(self, tokens: Items) -> Tensor:
         return self._recommender.head.embed(torch.from_numpy(tokens))
 
-    def _alone(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens' vectors, the beginning's, and what the head gives for each token behind it."""
-        table, before = self.vectors(), self._embedded(self.pieces.before)
-        return table, before, read_alone(self._recommender.head, table, before)
+    def _units(self, seen: Sequence[Tensor]) -> Units:
+        before = self._embedded(self.pieces.before)
+        return Units.of(self._recommender.head, self.vectors(), before, seen)
 
 
 def _unlike(written: Items, response: npt.NDArray[np.int32]) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fellrec.audit.inversion import nearest, read_alone, search
+from fellrec.audit.inversion import Units, nearest, search
 from fellrec.audit.labels import judged
 from fellrec.audit.readers.reader import Reader, ranks
 from fellrec.audit.recovery import Content
@@ -52,13 +52,11 @@ class HllmReader(Reader):
     @torch.no_grad()
     def read_back(self, seen: Sequence[Tensor], most: int) -> dict[str, list[Content]]:
         """`nearest` and `search` of inversion.py."""
-        table, head = self.vectors(), self._recommender.head
-        nothing = table[:0]
-        alone = read_alone(head, table, nothing)
-        centre = torch.cat(list(seen)).mean(dim=0)
+        table = self.vectors()
+        units = Units.of(self._recommender.head, table, table[:0], seen)
         return {
-            "nearest": [Content(nearest(each, alone, centre)) for each in seen],
-            "search": [Content(search(each, head, table, alone, most, nothing)) for each in seen],
+            "nearest": [Content(nearest(each, units)) for each in seen],
+            "search": [Content(search(each, units, most)) for each in seen],
         }
 
     def labels(self, step: Step) -> Items:
