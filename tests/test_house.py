@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # part of the package -> what it may not import
-ABOVE = ("serving", "results", "comparison", "report", "audit")
+ABOVE = ("serving", "results", "comparison", "report", "audit", "privacy")
 FORBIDDEN = {
     "data": ("split", "federation", "models", "balance", "evaluation", "peers", *ABOVE),
     "models": ("split", "federation", "balance", "evaluation", "peers", *ABOVE),
@@ -31,6 +31,7 @@ FORBIDDEN = {
     "comparison": ("report", "audit"),
     "report": ("audit",),
     "audit": ("results", "comparison", "report", "peers"),
+    "privacy": ("split", "federation", "balance", "evaluation", "peers", *ABOVE[:-1]),
     "report.charts": (
         *("data", "models", "split", "federation", "balance", "evaluation", "config", "serving"),
         *(

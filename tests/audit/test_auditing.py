@@ -200,7 +200,7 @@ def test_users_are_drawn_by_the_seed_and_over_all_clients(toys: Toys, tmp_path: 
 
 def test_by_command(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run")
-    done = CliRunner().invoke(app, ["audit", str(run.path), "--users", "5"])
+    done = CliRunner().invoke(app, ["audit", str(run.path), "--users", "5", "--noise", "0.5"])
     assert done.exit_code == 0, done.output
     assert "5 users' histories" in done.stdout and "audit.json" in done.stdout
     assert "search" in done.stdout and "chance" in done.stdout
@@ -213,3 +213,21 @@ def test_a_run_in_which_nothing_crosses_is_refused(toys: Toys, tmp_path: Path) -
     with pytest.raises(ConfigError, match="nothing crosses"):
         audit(whole)
     assert not (whole.path / "audit.json").exists()
+
+
+def test_noise_hides_what_it_is_strong_enough_for_and_says_its_price(
+    toys: Toys, tmp_path: Path
+) -> None:
+    run = made(toys, tmp_path / "run")
+    plain = attacked(run, users=9)
+    little, much = (audit(run, users=9, most=0, lessons=1, noise=noise) for noise in (1e-6, 30.0))
+    assert plain.veil is None and little.veil is not None and much.veil is not None
+    # Of next to no noise only the bound is left, which half of all activations keep.
+    assert found(little)["search", "adapters"] > 0.5
+    assert found(much)["search", "adapters"] < 0.6 < found(plain)["search", "adapters"]
+    assert told(much)["gradient", "adapters"] < 0.7
+    assert much.veil.bound == little.veil.bound > 0
+    assert much.veil.without == little.veil.without
+    assert much.veil.difference.mean == pytest.approx(much.veil.score.mean - much.veil.without.mean)
+    assert much.veil.epsilon is not None and much.veil.epsilon > 0 and little.veil.epsilon is None
+    assert rescore(run).differences == ()

@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fellrec.audit import membership
-from fellrec.audit.findings import Audit, Inversion, Labels, Membership, Touched, Trace
+from fellrec.audit.findings import Audit, Membership, Trace, Veiled
 from fellrec.audit.inverter import Inverter
 from fellrec.audit.knowledge import KNOWS, Knows, supposed
-from fellrec.audit.readers import Reader, reader_of
-from fellrec.audit.readers.reader import one_unit
-from fellrec.audit.recovery import Content, by_chance, placed, recovered, rouge_l
+from fellrec.audit.readers import reader_of
+from fellrec.audit.readers.reader import made_up, one_unit
+from fellrec.audit.tally import Tally, mean, summed
 from fellrec.audit.touched import leaning, told_apart, turned
-from fellrec.audit.wiretap import Items, Seen, Step, histories_seen, steps_seen, tapped
+from fellrec.audit.wiretap import (
+    Cover,
+    Items,
+    Seen,
+    Step,
+    covered,
+    histories_seen,
+    steps_seen,
+    tapped,
+)
 from fellrec.data.interactions import Ragged
 from fellrec.errors import ConfigError
-from fellrec.evaluation.bootstrap import Interval, mean_interval
+from fellrec.evaluation.bootstrap import paired_bootstrap
 from fellrec.evaluation.popularity import places
 from fellrec.federation.turns import ClientModel, Turn, turn
 from fellrec.federation.workspace import seeded
 from fellrec.files import write_json
 from fellrec.models.dropout import StepKey
+from fellrec.privacy import Veil, histories_epsilon, typical_length
 from fellrec.serving.run import Run, RunClient
 
 FILE = "audit.json"
-_TEN = 10
 _PROBES = 64  # histories of one item by which the server asks what a model leans to
+_MADE_UP = 32  # histories by which a veil's bound is found
+_DELTA = 1e-5
 _FEWEST = 8  # users of a client with which the game of membership is played
-
-Touches = tuple[float, float]
-
-
-@dataclass
-class _Tally:
-    """What was guessed so far, by attacker and what it knows.
-
-    ranks: of last targets, from 0. touched: each client's AUC by its upload and by popularity.
-    """
-
-    truths: list[Content] = field(default_factory=list)
-    guesses: dict[tuple[str, Knows], list[Content]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    targets: list[int] = field(default_factory=list)
-    ranks: dict[tuple[str, Knows], list[int]] = field(default_factory=lambda: defaultdict(list))
-    touched: dict[Trace, list[Touches]] = field(default_factory=lambda: defaultdict(list))
 
 
 def audit(
@@ -60,6 +53,8 @@ def audit(
     users: int = 20,
     most: int = 256,
     lessons: int = 200,
+    noise: float = 0.0,
+    uploads: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> Audit:
@@ -67,16 +62,20 @@ def audit(
 
     users: how many, drawn by the seed, spread over the clients in turn; 0 takes all. most:
     candidates that the search tries at a position, 0 for the whole catalogue. lessons: steps for
-    which the inverter is taught. progress: told what begins.
+    which the inverter is taught. noise: of a veil that clients draw over all that they send, with a
+    typical activation's length as its bound; 0 for none. uploads: attack these as well, for which
+    clients train. progress: told what begins.
 
-    Raises ConfigError for a run in which nothing crosses.
+    Raises ConfigError for a run in which nothing crosses, or negative noise.
     """
-    it = _Auditor(run, most, lessons, seed, progress)
-    tally = _Tally()
+    it = _Auditor(run, most, lessons, noise, seed, progress)
+    tally = Tally()
     for client, chosen in _drawn(run, users, seed):
         it.attack(client, chosen, tally)
-    told, halves = it.membership()
-    done = _summed(run, it.reader, tally, it.popular, told, halves)
+        if uploads:
+            it.attack_upload(client, tally)
+    told, halves = it.membership() if uploads else ((), (0, 0))
+    done = summed(run, it.reader, tally, it.popular, told, halves, it.veiled(tally))
     write_json(Path(run.path) / FILE, done.as_json())
     return done
 
@@ -85,7 +84,13 @@ class _Auditor:
     """Plays the server against one client after another."""
 
     def __init__(
-        self, run: Run, most: int, lessons: int, seed: int, progress: Callable[[str], None]
+        self,
+        run: Run,
+        most: int,
+        lessons: int,
+        noise: float,
+        seed: int,
+        progress: Callable[[str], None],
     ) -> None:
         workspace = run.workspace
         if workspace.server is None:
@@ -98,18 +103,31 @@ class _Auditor:
         self._most, self._lessons = most, lessons
         self._seed, self._progress = seed, progress
         self._inverter: Inverter | None = None
+        self._cover = self._covering(noise) if noise else None
 
-    def attack(self, client: RunClient, chosen: Items, tally: _Tally) -> None:
+    def _covering(self, noise: float) -> Cover:
+        """A veil whose bound anybody can work out: from made-up histories and the common start."""
+        rng, run = seeded(self._seed, "veil"), self._run
+        histories = made_up(rng, _MADE_UP, run.config.model.history, len(self.popular))
+        first = run.clients()[0]
+        with turn(self._workspace, first.client, 0, supposed(self._workspace, first.model, "base")):
+            first.client.begin_serving()
+            bound = typical_length(self.reader.activations(histories))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        return Cover(Veil(bound, noise), generator)
+
+    def attack(self, client: RunClient, chosen: Items, tally: Tally) -> None:
         """Let some of a client's users be scored and trained on, and read what crossed."""
         self._progress(f"attacking client {client.name}")
         self._run.ready = None
         histories = client.client.data.history("test").take(chosen)
-        with tapped(client.client, self._server, self._run.config) as tap:
+        with tapped(client.client, self._server, self._run.config, self._cover) as tap:
             with self._going_on(client):
                 seen = histories_seen(client.client, tap, histories)
             with self._going_on(client):
                 steps = steps_seen(client.client, tap, len(chosen))
         tally.truths += [self.reader.content(one_unit(each.inputs)) for each in seen]
+        tally.lengths += [len(each.activations) for each in seen]
         tally.targets += [int(x) for step in steps for x in self.reader.labels(step)][: len(chosen)]
         for knows in KNOWS:
             model = supposed(self._workspace, client.model, knows)
@@ -117,6 +135,10 @@ class _Auditor:
                 client.client.begin_serving()
                 self._read_back(seen, knows, tally)
                 self._tell(client, steps, len(chosen), knows, tally)
+
+    def attack_upload(self, client: RunClient, tally: Tally) -> None:
+        """Let a client train for a round, and tell from its upload what its users touched."""
+        self._progress(f"teaching client {client.name} for a round")
         for attack, scores in self._touched(client):
             learned = client.client.learned_from
             pair = told_apart(scores, learned), told_apart(-self.popular, learned)
@@ -126,7 +148,7 @@ class _Auditor:
         """Lend a client its best model for the round after the run's last; nothing is kept."""
         return turn(self._workspace, client.client, self._run.config.train.rounds, client.model)
 
-    def _read_back(self, seen: Sequence[Seen], knows: Knows, tally: _Tally) -> None:
+    def _read_back(self, seen: Sequence[Seen], knows: Knows, tally: Tally) -> None:
         activations = [each.activations for each in seen]
         found = self.reader.read_back(activations, self._most)
         if knows == "base":
@@ -134,14 +156,14 @@ class _Auditor:
             if self._inverter is None:
                 self._progress("teaching an inverter on made-up histories")
                 self._inverter = Inverter.taught(
-                    self.reader, self._run.config, self._lessons, self._seed
+                    self.reader, self._run.config, self._cover, self._lessons, self._seed
                 )
             found["inverter"] = self._inverter.read(activations, self.reader)
         for name, contents in found.items():
             tally.guesses[name, knows] += contents
 
     def _tell(
-        self, client: RunClient, steps: Sequence[Step], rows: int, knows: Knows, tally: _Tally
+        self, client: RunClient, steps: Sequence[Step], rows: int, knows: Knows, tally: Tally
     ) -> None:
         key = StepKey(self._run.config.seed, client.name, self._run.config.train.rounds)
         for name, ranks in self.reader.told(steps, key, client.client.trunk).items():
@@ -164,6 +186,33 @@ class _Auditor:
 
     def _supposed(self, model: ClientModel) -> ClientModel:
         return supposed(self._workspace, model, "adapters")
+
+    def veiled(self, tally: Tally) -> Veiled | None:
+        """Score all test users with the veil and without; None where there is no veil."""
+        if self._cover is None:
+            return None
+        config, veil = self._run.config, self._cover.veil
+        self._progress("scoring all users with the veil and without")
+        with_it, without = [], []
+        for client in self._run.clients():
+            without.append(client.evaluate()[config.evaluation.metric])
+            with covered(client.client, self._cover):
+                with_it.append(client.evaluate()[config.evaluation.metric])
+        scores, usual = np.concatenate(with_it), np.concatenate(without)
+        width = self._workspace.recommender.head.width
+        positions = int(np.median(tally.lengths))
+        promised = histories_epsilon(veil.noise, width, positions, 1, _DELTA)
+        return Veiled(
+            noise=veil.noise,
+            bound=veil.bound,
+            metric=config.evaluation.metric,
+            score=mean(scores),
+            without=mean(usual),
+            difference=paired_bootstrap(scores, usual, np.random.default_rng(0)),
+            positions=positions,
+            delta=_DELTA,
+            epsilon=promised if math.isfinite(promised) else None,
+        )
 
     def membership(self) -> tuple[tuple[Membership, ...], tuple[int, int]]:
         """Play the game of membership with the client of median size; also say of how many."""
@@ -193,75 +242,3 @@ def _drawn(run: Run, users: int, seed: int) -> Iterator[tuple[RunClient, Items]]
     for client, rows, count in zip(clients, order, take, strict=True):
         if count:
             yield client, rows[:count].astype(np.int64)
-
-
-def _summed(
-    run: Run,
-    reader: Reader,
-    tally: _Tally,
-    popular: Items,
-    told: tuple[Membership, ...],
-    halves: tuple[int, int],
-) -> Audit:
-    model = run.config.model
-    first = reader.alike[np.argsort(popular)]
-    return Audit(
-        recommender=model.recommender,
-        k_in=model.k_in,
-        k_out=model.k_out,
-        codec=run.config.split.codec,
-        item_residual=model.item_residual if model.recommender == "hllm" else "none",
-        users=len(tally.truths),
-        chance=_mean([by_chance(truth.items, first) for truth in tally.truths]),
-        inversion=tuple(
-            _inversion(*by, tally.truths, guesses) for by, guesses in tally.guesses.items()
-        ),
-        learners=len(tally.targets),
-        label_chance=_mean([float(item in first[:_TEN]) for item in tally.targets]),
-        labels=tuple(
-            Labels(
-                *by,
-                _mean([float(rank == 0) for rank in ranks]),
-                _mean([float(rank < _TEN) for rank in ranks]),
-            )
-            for by, ranks in tally.ranks.items()
-        ),
-        touched=tuple(
-            each for by, pairs in tally.touched.items() if (each := _touched(by, pairs)) is not None
-        ),
-        members=halves[0],
-        others=halves[1],
-        membership=told,
-    )
-
-
-def _inversion(
-    attack: str, knows: Knows, truths: Sequence[Content], guesses: Sequence[Content]
-) -> Inversion:
-    pairs = list(zip(truths, guesses, strict=True))
-    spelled = [
-        (truth.tokens, guess.tokens)
-        for truth, guess in pairs
-        if truth.tokens is not None and guess.tokens is not None
-    ]
-    return Inversion(
-        attack,
-        knows,
-        _mean([recovered(truth.items, guess.items) for truth, guess in pairs]),
-        float(np.mean([placed(truth.items, guess.items) for truth, guess in pairs])),
-        float(np.mean([placed(*each) for each in spelled])) if spelled else None,
-        float(np.mean([rouge_l(*each) for each in spelled])) if spelled else None,
-    )
-
-
-def _touched(attack: Trace, found: Sequence[Touches]) -> Touched | None:
-    known = [pair for pair in found if not np.isnan(pair).any()]
-    if not known:
-        return None
-    uploads, popularity = zip(*known, strict=True)
-    mean = float(np.mean(uploads))
-    return Touched(attack, mean, min(uploads), max(uploads), float(np.mean(popularity)))
-
-
-def _mean(shares: Sequence[float]) -> Interval:
-    return mean_interval(np.asarray(shares), np.random.default_rng(0))

@@ -72,13 +72,34 @@ class Membership:
 
 
 @dataclass(frozen=True)
+class Veiled:
+    """What clients drew over all that they sent, as far as the audit asked for it, and its price.
+
+    noise, bound: of the `privacy.Veil`. metric: of the scores, whose means over test users are with
+    the veil and without, by the models as they were trained; difference: of the two, paired.
+    epsilon: the local ε, at δ = `delta`, of one user's history of `positions` that crosses once;
+    None where it is past all meaning.
+    """
+
+    noise: float
+    bound: float
+    metric: str
+    score: Interval
+    without: Interval
+    difference: Interval
+    positions: int
+    delta: float
+    epsilon: float | None
+
+
+@dataclass(frozen=True)
 class Audit:
     """What a server can tell from what crosses.
 
     users: whose test histories were read back. chance: what guessing the most popular items
     recovers of them. learners: rows of training whose last target was told; label_chance: the share
     of them that have it among the ten most popular items. touched, membership: empty where nobody
-    looked.
+    looked. veil: None where nothing was drawn over what was sent.
     """
 
     recommender: str
@@ -96,6 +117,7 @@ class Audit:
     members: int
     others: int
     membership: tuple[Membership, ...]
+    veil: Veiled | None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it is written to audit.json; intervals have `mean`, `low`, `high`."""

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fellrec.audit.readers import Reader
+from fellrec.audit.readers.reader import made_up
 from fellrec.audit.recovery import Content
-from fellrec.audit.wiretap import Items
+from fellrec.audit.wiretap import Cover, Items
 from fellrec.config import RunConfig
-from fellrec.data.interactions import Ragged
 from fellrec.federation.workspace import seeded
 from fellrec.split.codecs import Codec, decode, encode
 
@@ -53,13 +53,17 @@ class Inverter(nn.Module):
         return _SCALE * F.normalize(self._last(hidden), dim=-1) @ self._units.T
 
     @classmethod
-    def taught(cls, reader: Reader, config: RunConfig, lessons: int, seed: int) -> Inverter:
+    def taught(
+        cls, reader: Reader, config: RunConfig, cover: Cover | None, lessons: int, seed: int
+    ) -> Inverter:
         """Teach one on the head that is installed.
 
+        cover: such as clients draw over what they send; the server draws noise of its own.
         lessons: steps, each of 16 made-up histories. seed: draws these and its start.
         """
         rng = seeded(seed, "inverter")
-        first = _example(reader, config, rng)
+        teacher = _Teacher(reader, config, cover, rng)
+        first = teacher.example()
         together = torch.cat(first[0])
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(int(rng.integers(2**31)))
@@ -67,7 +71,7 @@ class Inverter(nn.Module):
             optimiser = torch.optim.AdamW(it.parameters(), _RATE, weight_decay=0.01)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, lessons)
             for step in range(lessons):
-                activations, units = first if step == 0 else _example(reader, config, rng)
+                activations, units = first if step == 0 else teacher.example()
                 logits, valid = it._read(activations)
                 loss = F.cross_entropy(logits[valid], torch.from_numpy(np.concatenate(units)))
                 optimiser.zero_grad()
@@ -93,20 +97,27 @@ class Inverter(nn.Module):
         return self(padded, valid), valid
 
 
-def _example(
-    reader: Reader, config: RunConfig, rng: np.random.Generator
-) -> tuple[list[Tensor], list[Items]]:
-    """Make up histories: what would cross, and the place of what stands where among the units."""
-    codec = Codec(config.split.codec)
-    lengths = rng.integers(1, config.model.history + 1, _HISTORIES)
-    items = rng.integers(len(reader.alike), size=int(lengths.sum())).astype(np.int32)
-    histories = Ragged.from_lengths(lengths, items)
-    units = [np.searchsorted(reader.units, each) for each in reader.inputs(histories)]
-    return [_across(each, codec) for each in reader.activations(histories)], units
+class _Teacher:
+    """Makes histories up, and says what would cross."""
 
+    def __init__(
+        self, reader: Reader, config: RunConfig, cover: Cover | None, rng: np.random.Generator
+    ) -> None:
+        self._reader, self._rng = reader, rng
+        self._longest, self._codec = config.model.history, Codec(config.split.codec)
+        self._veil = cover.veil if cover is not None else None
+        self._noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
 
-def _across(activations: Tensor, codec: Codec) -> Tensor:
-    """What is left of activations behind the wire."""
-    sent = encode(activations.detach().cpu(), codec)
-    length, width = activations.shape
-    return decode(sent, length, width, codec)
+    def example(self) -> tuple[list[Tensor], list[Items]]:
+        """Return what crosses of some histories, and the place of each unit among all of them."""
+        reader = self._reader
+        histories = made_up(self._rng, _HISTORIES, self._longest, len(reader.alike))
+        units = [np.searchsorted(reader.units, each) for each in reader.inputs(histories)]
+        return [self._across(each) for each in reader.activations(histories)], units
+
+    def _across(self, activations: Tensor) -> Tensor:
+        sent = activations.detach().cpu()
+        if self._veil is not None:
+            sent = self._veil.over(sent, self._noise)
+        length, width = sent.shape
+        return decode(encode(sent, self._codec), length, width, self._codec)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from fellrec.config import RunConfig
@@ -15,6 +16,7 @@ from fellrec.data.interactions import Ragged
 from fellrec.federation.client import Client
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Batch
+from fellrec.privacy import Veil, VeiledTrunk
 from fellrec.split.codecs import Codec
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import FrameHandler, InProcessTransport
@@ -85,15 +87,41 @@ class Wiretap:
 
 
 @contextmanager
-def tapped(client: Client, server: FrameHandler, config: RunConfig) -> Iterator[Wiretap]:
-    """Lead a client's frames through a wiretap, with the codec and the limits of its run."""
+def tapped(
+    client: Client, server: FrameHandler, config: RunConfig, cover: Cover | None = None
+) -> Iterator[Wiretap]:
+    """Lead a client's frames through a wiretap, with the codec and the limits of its run.
+
+    cover: what the client draws over them before; None for nothing.
+    """
     usual, limit = client.trunk, config.split.max_frame_mib << 20
     tap = Wiretap(server, limit)
     codec = Codec(config.split.codec)
     client.trunk = RemoteTrunk(InProcessTransport(tap), codec=codec, max_bytes=limit)
     client.trunk.key = usual.key
     try:
-        yield tap
+        with covered(client, cover):
+            yield tap
+    finally:
+        client.trunk = usual
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A veil with the generator that draws its noise, which no attacker has."""
+
+    veil: Veil
+    generator: torch.Generator
+
+
+@contextmanager
+def covered(client: Client, cover: Cover | None) -> Iterator[None]:
+    """Draw a veil over all that a client sends to its trunk; with None, nothing changes."""
+    usual = client.trunk
+    if cover is not None:
+        client.trunk = VeiledTrunk(usual, cover.veil, cover.generator)
+    try:
+        yield
     finally:
         client.trunk = usual
 

@@ -12,6 +12,7 @@ from fellrec.cli.shared import AsJson, RunPath, print_json, quiet, waiting
 
 if TYPE_CHECKING:
     from fellrec.audit import Audit
+    from fellrec.audit.findings import Veiled
     from fellrec.evaluation.bootstrap import Interval
 
 _KNOWN = {"base": "public weights", "adapters": "also the exchanged adapters"}
@@ -30,6 +31,20 @@ def audit(
             help="Items that the search tries at a position; 0 for the whole catalogue.",
         ),
     ] = 256,
+    noise: Annotated[
+        float,
+        typer.Option(
+            "--noise",
+            min=0,
+            help="Let clients blur what they send: the noise's length over a typical activation's.",
+        ),
+    ] = 0.0,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Leave attacks on uploads out: clients have to train for these."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the users.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +64,8 @@ def audit(
             load_run(run),
             users=users,
             most=most,
+            noise=noise,
+            uploads=not quick,
             seed=seed,
             progress=say,
         )
@@ -59,6 +76,8 @@ def audit(
         if table.row_count:
             console.print()
             console.print(table)
+    if found.veil is not None:
+        console.print(f"\n{_price(found.veil)}", soft_wrap=True)
     console.print(f"\nwritten to {run / 'audit.json'}", soft_wrap=True)
 
 
@@ -115,6 +134,17 @@ def _members(found: Audit) -> Table:
     for each in found.membership:
         table.add_row(each.attack, *_interval(each.auc), f"{each.caught:.3f}")
     return table
+
+
+def _price(veil: Veiled) -> str:
+    mean, low, high = veil.difference
+    promised = "no ε" if veil.epsilon is None else f"a local ε of {veil.epsilon:,.0f}"
+    return (
+        f"with noise of {veil.noise:g} the models reach {veil.metric} {veil.score.mean:.4f}, "
+        f"without {veil.without.mean:.4f}: a difference of {mean:+.4f} ({low:+.4f} to {high:+.4f})."
+        f" For a history of {veil.positions} positions that crosses once this promises {promised} "
+        f"at δ = {veil.delta:g}"
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -28,7 +28,7 @@ _NEEDED = (
 
 _AUDITED = {
     *("k_in", "codec", "users", "chance", "inversion", "learners", "label_chance", "labels"),
-    *("touched", "members", "others", "membership"),
+    *("touched", "members", "others", "membership", "veil"),
 }
 
 

@@ -98,6 +98,14 @@ class Reader(ABC):
         return [found[row] for row in range(len(histories))]
 
 
+def made_up(rng: np.random.Generator, count: int, longest: int, items: int) -> Ragged:
+    """Make up histories of 1 … `longest` items, drawn evenly: nobody's, so they may be public."""
+    lengths = rng.integers(1, longest + 1, count)
+    return Ragged.from_lengths(
+        lengths, rng.integers(items, size=int(lengths.sum())).astype(np.int32)
+    )
+
+
 def one_unit(inputs: Tensor) -> Items:
     """Leave of a position's inputs, (length,) or (length, n), the one that says what is there."""
     first = inputs if inputs.ndim == 1 else inputs[:, 0]

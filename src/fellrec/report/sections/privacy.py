@@ -129,7 +129,7 @@ def _touched(found: Sequence[Line]) -> Table | None:
 def _members(audit: Mapping[str, Any]) -> Block | None:
     found = audit["membership"]
     if not found:
-        return Text(["Whether one user's history was learned from was not asked: too few users."])
+        return Text(["Whether one user's history was learned from was not asked."])
     rows = [
         [
             _named(each["attack"]),

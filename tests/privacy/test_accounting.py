@@ -1,0 +1,69 @@
+"""ε by the accountant: the library's own values, closed forms, and how it composes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant, common, privacy_loss_distribution
+from dp_accounting.rdp import RdpAccountant
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from fellrec.errors import ConfigError
+from fellrec.privacy import epsilon, histories_epsilon
+
+
+def exact(multiplier: float, delta: float) -> float:
+    """Solve for ε what Balle and Wang (2018, arXiv 1805.06530, theorem 8) prove of one Gaussian."""
+
+    def over(value: float) -> float:
+        near, far = 1 / (2 * multiplier), value * multiplier
+        return float(norm.cdf(near - far) - math.exp(value) * norm.cdf(-near - far)) - delta
+
+    return float(brentq(over, 0, 500))
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("times", [1, 8, 40])
+def test_agrees_with_the_closed_form(multiplier: float, times: int) -> None:
+    """The accountant rounds losses up, so it says no less but for the solver's last digits."""
+    found, true = epsilon(multiplier, times, 1e-5), exact(multiplier / math.sqrt(times), 1e-5)
+    assert true * (1 - 1e-9) <= found <= true * 1.001 + 1e-3
+
+
+def test_agrees_with_the_librarys_other_ways() -> None:
+    """Composed one by one, and by its own function for a Gaussian; Rényi's bound is looser."""
+    one_by_one = PLDAccountant()
+    one_by_one.compose(dp_event.GaussianDpEvent(1.5), 12)
+    assert epsilon(1.5, 12, 1e-6) == pytest.approx(one_by_one.get_epsilon(1e-6), rel=1e-3)
+    own = privacy_loss_distribution.from_gaussian_mechanism(
+        1.5, value_discretization_interval=1e-4
+    ).self_compose(12)
+    assert epsilon(1.5, 12, 1e-6) == pytest.approx(own.get_epsilon_for_delta(1e-6), rel=1e-3)
+    renyi = RdpAccountant()
+    renyi.compose(dp_event.GaussianDpEvent(1.5), 12)
+    assert epsilon(1.5, 12, 1e-6) < renyi.get_epsilon(1e-6)
+    assert common.DifferentialPrivacyParameters(1.0, 1e-6).delta == 1e-6
+
+
+def test_limits() -> None:
+    assert epsilon(0, 1, 1e-5) == epsilon(1e-4, 1, 1e-5) == math.inf
+    assert epsilon(0, 0, 1e-5) == epsilon(1, 0, 1e-5) == 0
+    assert epsilon(1, 2, 1e-5) > epsilon(1, 1, 1e-5) > epsilon(2, 1, 1e-5)
+    assert epsilon(1, 1, 1e-9) > epsilon(1, 1, 1e-5)
+
+
+def test_a_history_counts_as_a_whole() -> None:
+    """16 channels, noise as long as the bound: a quarter of it each, against a change of two."""
+    assert histories_epsilon(1.0, 16, 1, 1, 1e-5) == epsilon(1 / 8, 1, 1e-5)
+    assert histories_epsilon(1.0, 16, 10, 3, 1e-5) == epsilon(1 / 8, 30, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("noise", "times", "delta"), [(-1, 1, 1e-5), (1, -1, 1e-5), (1, 1, 0), (1, 1, 1)]
+)
+def test_what_makes_no_sense_is_refused(noise: float, times: int, delta: float) -> None:
+    with pytest.raises(ConfigError):
+        epsilon(noise, times, delta)
