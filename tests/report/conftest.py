@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fellrec.report import write_report
-from tests.report.made import write_run
+from tests.report.made import write_audit, write_run
 from tests.toys import Toys
 
 DIVERGED = "client c4: the loss is NaN at step 3; it diverged, lower train.learning_rate"
@@ -25,6 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "many": write_run(folder / "many", [f"shop-{n:02d}" for n in range(50)], 12),
         "one": write_run(folder / "one", 1, 3),
         "untrained": write_run(folder / "untrained", 3, 0),
+        "audited": write_audit(write_run(folder / "audited", 3, 2)),
         "deployment": write_run(folder / "deployment", LONG, 3, kept=False),
     }
 

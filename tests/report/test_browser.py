@@ -20,7 +20,7 @@ from tests.report.made_comparison import STRATEGIES, made_up, write_file
 
 CHROMIUM = Path("/usr/bin/chromium")
 NARROW, WIDE = 400, 1400
-KINDS = ("several", "many", "one", "untrained", "deployment", "people")
+KINDS = ("several", "many", "one", "untrained", "deployment", "audited", "people")
 FLAGS = ("--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
 
 pytestmark = pytest.mark.skipif(

@@ -20,10 +20,10 @@ from fellrec.report.reading import read_run
 from fellrec.serving.run import load_run
 from fellrec.serving.samples import samples
 from tests.report.conftest import DIVERGED, LONG
-from tests.report.made import edit_summary
+from tests.report.made import edit_summary, write_audit, write_run
 from tests.toys import USERS, Toys
 
-KINDS = ("several", "inactive", "many", "one", "untrained", "deployment")
+KINDS = ("several", "inactive", "many", "one", "untrained", "deployment", "audited")
 VOID = {"meta", "link", "br", "line", "circle", "polyline", "polygon", "path", "rect"}
 
 
@@ -253,6 +253,26 @@ def test_a_folder_that_serves_nobody_says_why(finished_run: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     page = write_report(finished_run).read_text()
     assert "No user can be served from this folder" in page and file.name in page
+
+
+def test_an_audit_is_on_the_page_and_none_where_none_was_made(pages: dict[str, str]) -> None:
+    said = words(pages["audited"])
+    assert "What a curious server could tell" in said
+    assert "the best attack recovers 99%; guessing what is popular gives 19%" in said
+    assert "20 users of the run's own clients, 1 block before the cut, activations in int8" in said
+    assert "inverter public weights 82% 77% to 87%" in said
+    assert "from 0.0904 to 0.0871 (-0.0033" in said and "a local ε of 1,234" in said
+    assert "100 users from whom a client learned alone, told from 99 others" in said
+    for kind in ("several", "one"):
+        assert "curious server could tell" not in words(pages[kind])
+
+
+def test_a_damaged_audit_is_named(tmp_path: Path) -> None:
+    run = write_audit(write_run(tmp_path / "run", 1, 1))
+    for text in ("{", "[]", '{"k_in": 1}'):
+        (run / "audit.json").write_text(text)
+        with pytest.raises(RunError, match=r"audit\.json: .*audit the run again"):
+            read_run(run)
 
 
 def test_weights_on_the_page_are_those_of_the_log(made: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ _SPELLED = {"token_accuracy": "tokens", "rouge_l": "ROUGE-L"}
 _ATTACKS = {
     "nearest": "nearest item",
     "search": "search",
-    "inverter": "learned inverter",
+    "inverter": "inverter",
     "prediction": "prediction",
     "gradient": "gradient",
     "reading": "reading",
@@ -64,12 +64,28 @@ def _histories(audit: Mapping[str, Any]) -> Figure:
         "Histories, read back at the first cut",
         f"{point} {words.several(audit['users'], 'user')} of the run's own clients, "
         f"{words.several(audit['k_in'], 'block')} before the cut, activations in {audit['codec']}. "
-        "The server is honest: it computes what it should, and reads what it gets.",
+        "The server is honest: it computes what it should, and reads what it gets."
+        + ("" if audit["veil"] is None else f" {_price(audit['veil'])}"),
         charts[:1],
         [_inversion_table(found, chance)],
         interval_legend([_KNOWS[key] for key in knows], reference="by chance"),
         layout="full",
         narrow=charts[1:],
+    )
+
+
+def _price(veil: Mapping[str, Any]) -> str:
+    difference, name = veil["difference"], words.metric(veil["metric"])
+    promised = veil["epsilon"]
+    return (
+        f"Clients drew noise of {veil['noise']:g} times a typical activation's length over all that"
+        f" they sent. That changes {name} from {words.score(veil['without']['mean'])} to "
+        f"{words.score(veil['score']['mean'])} ({difference['mean']:+.4f}, 95 % interval "
+        f"{difference['low']:+.4f} to {difference['high']:+.4f}), by models that were trained "
+        f"without. As differential privacy it promises "
+        f"{'nothing' if promised is None else f'a local ε of {promised:,.0f}'} for one history of "
+        f"{words.several(veil['positions'], 'position')} that crosses once, at δ = "
+        f"{veil['delta']:g}."
     )
 
 
