@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from fellrec.audit.readers import Reader
 from fellrec.audit.readers.reader import made_up
 from fellrec.audit.recovery import Content
-from fellrec.audit.wiretap import Cover, Items
+from fellrec.audit.wiretap import Cover, Items, across
 from fellrec.config import RunConfig
 from fellrec.federation.workspace import seeded
-from fellrec.split.codecs import Codec, decode, encode
+from fellrec.split.codecs import Codec
 
 _HISTORIES, _RATE = 16, 2e-3
 _HEADS, _SCALE = 4, 16.0
@@ -105,19 +105,13 @@ class _Teacher:
     ) -> None:
         self._reader, self._rng = reader, rng
         self._longest, self._codec = config.model.history, Codec(config.split.codec)
-        self._veil = cover.veil if cover is not None else None
-        self._noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        self._cover = Cover(cover.veil, noise) if cover is not None else None
 
     def example(self) -> tuple[list[Tensor], list[Items]]:
         """Return what crosses of some histories, and the place of each unit among all of them."""
         reader = self._reader
         histories = made_up(self._rng, _HISTORIES, self._longest, len(reader.alike))
         units = [np.searchsorted(reader.units, each) for each in reader.inputs(histories)]
-        return [self._across(each) for each in reader.activations(histories)], units
-
-    def _across(self, activations: Tensor) -> Tensor:
-        sent = activations.detach().cpu()
-        if self._veil is not None:
-            sent = self._veil.over(sent, self._noise)
-        length, width = sent.shape
-        return decode(encode(sent, self._codec), length, width, self._codec)
+        crossed = [across(each, self._codec, self._cover) for each in reader.activations(histories)]
+        return crossed, units

@@ -17,7 +17,7 @@ from fellrec.federation.client import Client
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Batch
 from fellrec.privacy import Veil, VeiledTrunk
-from fellrec.split.codecs import Codec
+from fellrec.split.codecs import Codec, decode, encode
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import FrameHandler, InProcessTransport
 from fellrec.split.wire import Frame, FrameKind, decode_frame
@@ -112,6 +112,15 @@ class Cover:
 
     veil: Veil
     generator: torch.Generator
+
+
+def across(activations: Tensor, codec: Codec, cover: Cover | None = None) -> Tensor:
+    """Return what of activations, (length, d), is left behind the veil and the wire."""
+    sent = activations.detach().cpu()
+    if cover is not None:
+        sent = cover.veil.over(sent, cover.generator)
+    length, width = sent.shape
+    return decode(encode(sent, codec), length, width, codec)
 
 
 @contextmanager

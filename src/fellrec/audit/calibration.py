@@ -1,0 +1,68 @@
+"""How much a server reads back of histories that nobody had, from a head that it knows: the base's.
+
+No run and nobody's data are needed: histories are drawn evenly from the catalogue, and go through
+the public head, a veil and the codec. That is the worst case of a setting, and a test of the
+attacks: where nothing is hidden and the head is known, they have to recover everything (at any
+depth of a causal head, and before the first block of the others), else what they miss of a trained
+run proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fellrec.audit.readers import reader_of
+from fellrec.audit.readers.reader import made_up
+from fellrec.audit.recovery import recovered
+from fellrec.audit.wiretap import Cover, across
+from fellrec.evaluation.bootstrap import Interval, mean_interval
+from fellrec.federation.workspace import Workspace, seeded
+from fellrec.privacy import Veil, typical_length
+from fellrec.split.codecs import Codec
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What one attack recovers of made-up histories behind noise; see `findings.Inversion`."""
+
+    noise: float
+    attack: str
+    recovered: Interval
+
+
+def calibrated(
+    workspace: Workspace,
+    noises: Sequence[float],
+    *,
+    histories: int = 8,
+    most: int = 64,
+    seed: int = 0,
+) -> Iterator[Calibrated]:
+    """Attack made-up histories behind each strength of noise, with the head as it starts.
+
+    workspace: of a recipe, untrained. noises: of veils, see `privacy.Veil`; 0 leaves the veil out.
+    most: candidates that a search tries at a place, 0 for all.
+    """
+    recommender, config = workspace.recommender, workspace.config
+    recommender.eval()
+    items = len(workspace.dataset.catalogue)
+    reader = reader_of(recommender, items)
+    drawn = made_up(seeded(seed, "calibration"), histories, config.model.history, items)
+    activations = reader.activations(drawn)
+    truths = [reader.content(each) for each in reader.inputs(drawn)]
+    bound, codec = typical_length(activations), Codec(config.split.codec)
+    for noise in noises:
+        generator = torch.Generator().manual_seed(seed)
+        cover = Cover(Veil(bound, noise), generator) if noise else None
+        seen = [across(each, codec, cover) for each in activations]
+        for attack, guesses in reader.read_back(seen, most).items():
+            shares = [
+                recovered(truth.items, guess.items)
+                for truth, guess in zip(truths, guesses, strict=True)
+            ]
+            interval = mean_interval(shares, np.random.default_rng(0))
+            yield Calibrated(noise, attack, interval)

@@ -1,0 +1,46 @@
+"""Attacks on histories that nobody had: strong enough where nothing is hidden, weaker by noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fellrec.audit.calibration import calibrated
+from fellrec.audit.readers.reader import made_up
+from fellrec.federation.workspace import Workspace, load_split
+from tests.toys import ITEMS, Toys
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def untrained(toys: Toys, recommender: str, k_in: int) -> Workspace:
+    base = toys.lm if recommender == "bigrec" else toys.bert
+    config = toys.recipe(
+        {"model.recommender": recommender, "model.base": str(base), "model.k_in": k_in}
+    )
+    return Workspace(config, load_split(config)[0])
+
+
+def searched(workspace: Workspace, noises: list[float]) -> dict[float, float]:
+    found = calibrated(workspace, noises, most=0)
+    return {each.noise: each.recovered.mean for each in found if each.attack == "search"}
+
+
+@pytest.mark.parametrize("k_in", [0, 1])
+@pytest.mark.parametrize("recommender", ["hllm", "bigrec", "recformer"])
+def test_what_is_unprotected_is_read_and_noise_hides(
+    toys: Toys, recommender: str, k_in: int
+) -> None:
+    workspace = untrained(toys, recommender, k_in)
+    by_noise = searched(workspace, [0.0, 1.0, 100.0])
+    # RecFormer attends both ways: behind its first block nothing is promised, little is missed.
+    assert by_noise[0.0] == 1 or (recommender == "recformer" and k_in and by_noise[0.0] > 0.95)
+    assert by_noise[0.0] >= by_noise[1.0] > by_noise[100.0]
+    assert searched(workspace, [1.0]) == {1.0: by_noise[1.0]}
+
+
+def test_made_up_histories_are_the_seeds_and_within_bounds() -> None:
+    first, again = (made_up(np.random.default_rng(4), 50, 8, ITEMS) for _ in range(2))
+    assert np.array_equal(first.values, again.values)
+    assert first.lengths().min() >= 1 and first.lengths().max() == 8
+    assert first.values.min() >= 0 and first.values.max() == ITEMS - 1
