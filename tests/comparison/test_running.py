@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from fellrec.comparison import running
 from fellrec.comparison.outcomes import Outcome, code_of, note_failure, outcome
 from fellrec.comparison.plan import Comparison, Planned
 from fellrec.comparison.running import Place, lacking, outcomes, run
-from fellrec.comparison.worker import work
+from fellrec.comparison.worker import making, work
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.runs import train
@@ -346,6 +347,24 @@ def test_no_jobs_and_a_second_compare_are_refused(toy: Comparison, place: Place)
     place.runs.write_text("")
     with pytest.raises(RunError, match="can't be written"):
         run(toy, place, todo)
+
+
+def test_a_cell_that_another_comparison_makes_is_waited_for(
+    toy: Comparison, place: Place, tmp_path: Path
+) -> None:
+    plain = of(toy, "plain")
+    work(plain, tmp_path / "making", tmp_path / "made")
+    folder = making(plain, place.runs)
+    folder.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as other:
+        with alone_in(folder, "busy"):
+            call = other.submit(work, plain, place.runs, place.results)
+            shutil.copytree(tmp_path / "made", place.results)
+            with pytest.raises(TimeoutError):
+                call.result(timeout=0.5)
+        call.result()
+    assert not (place.runs / plain.name).exists()  # it was not trained once more
+    assert outcome(plain, place.results).current
 
 
 # Real workers.

@@ -9,6 +9,7 @@ when the process that started it does, however that ended.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from itertools import count
 from pathlib import Path
 
 import fellrec
-from fellrec.comparison.outcomes import code_of, place_of
+from fellrec.comparison.outcomes import code_of, outcome, place_of
 from fellrec.comparison.parent import end_with_parent
 from fellrec.comparison.plan import Comparison, Planned
 from fellrec.config import RunConfig
@@ -26,7 +27,7 @@ from fellrec.federation.dryrun import dry_run
 from fellrec.federation.origin import sessions
 from fellrec.federation.runs import train
 from fellrec.federation.workspace import share_data
-from fellrec.files import finite
+from fellrec.files import alone_in, finite
 from fellrec.peers import run_peer
 from fellrec.results.cells import write
 from fellrec.results.keeping import describe, keep_alone
@@ -35,7 +36,24 @@ REFUSED = 2
 
 
 def work(planned: Planned, runs: Path, results: Path) -> None:
-    """Make a cell. Raises a FellrecError of the kind that fits."""
+    """Make a cell, unless it is there: another comparison that asks for it is waited for.
+
+    Raises a FellrecError of the kind that fits.
+    """
+    at_work = making(planned, runs)
+    at_work.mkdir(parents=True, exist_ok=True)
+    with alone_in(at_work, "another process makes this cell", math.inf):
+        there = outcome(planned, results)
+        if there.cell is None or not there.current:
+            _make(planned, runs, results)
+
+
+def making(planned: Planned, runs: Path) -> Path:
+    """Return the folder in which a process is alone while it makes a cell, under any label."""
+    return runs / ".making" / planned.key
+
+
+def _make(planned: Planned, runs: Path, results: Path) -> None:
     target = place_of(planned, results)
     if planned.peer is not None:
         _keep_peer(planned, planned.peer, target)
