@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # part of the package -> what it may not import
-ABOVE = ("serving", "results", "comparison", "report", "audit", "privacy")
+ABOVE = ("serving", "results", "comparison", "report", "audit", "privacy", "planning")
 FORBIDDEN = {
     "data": ("split", "federation", "models", "balance", "evaluation", "peers", *ABOVE),
     "models": ("split", "federation", "balance", "evaluation", "peers", *ABOVE),
@@ -30,8 +30,12 @@ FORBIDDEN = {
     "results": ("comparison", "report", "audit"),
     "comparison": ("report", "audit"),
     "report": ("audit",),
-    "audit": ("results", "comparison", "report", "peers"),
-    "privacy": ("split", "federation", "balance", "evaluation", "peers", *ABOVE[:-1]),
+    "audit": ("results", "comparison", "report", "peers", "planning"),
+    "privacy": (
+        *("split", "federation", "balance", "evaluation", "peers", "serving", "results"),
+        *("comparison", "report", "audit", "planning"),
+    ),
+    "planning": ("results", "comparison", "report", "peers", "serving"),
     "report.charts": (
         *("data", "models", "split", "federation", "balance", "evaluation", "config", "serving"),
         *(

@@ -22,7 +22,7 @@ def untrained(toys: Toys, recommender: str, k_in: int) -> Workspace:
 
 
 def searched(workspace: Workspace, noises: list[float]) -> dict[float, float]:
-    found = calibrated(workspace, noises, most=0)
+    found = calibrated(workspace, noises)
     return {each.noise: each.recovered.mean for each in found if each.attack == "search"}
 
 

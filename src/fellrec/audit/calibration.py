@@ -38,14 +38,15 @@ def calibrated(
     workspace: Workspace,
     noises: Sequence[float],
     *,
+    codec: Codec | None = None,
     histories: int = 8,
-    most: int = 64,
+    most: int = 0,
     seed: int = 0,
 ) -> Iterator[Calibrated]:
     """Attack made-up histories behind each strength of noise, with the head as it starts.
 
     workspace: of a recipe, untrained. noises: of veils, see `privacy.Veil`; 0 leaves the veil out.
-    most: candidates that a search tries at a place, 0 for all.
+    codec: None takes the recipe's. most: candidates that a search tries at a place, 0 for all.
     """
     recommender, config = workspace.recommender, workspace.config
     recommender.eval()
@@ -54,7 +55,8 @@ def calibrated(
     drawn = made_up(seeded(seed, "calibration"), histories, config.model.history, items)
     activations = reader.activations(drawn)
     truths = [reader.content(each) for each in reader.inputs(drawn)]
-    bound, codec = typical_length(activations), Codec(config.split.codec)
+    bound = typical_length(activations)
+    codec = Codec(config.split.codec) if codec is None else codec
     for noise in noises:
         generator = torch.Generator().manual_seed(seed)
         cover = Cover(Veil(bound, noise), generator) if noise else None

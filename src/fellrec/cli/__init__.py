@@ -19,6 +19,7 @@ from fellrec.cli import (
     audit_commands,
     compare_commands,
     deploy_commands,
+    plan_commands,
     report_commands,
     run_commands,
 )
@@ -57,6 +58,7 @@ for command in (
     compare_commands.compare,
     report_commands.report,
     audit_commands.audit,
+    plan_commands.plan,
     deploy_commands.rehearse,
     deploy_commands.trunk,
     deploy_commands.certificates,

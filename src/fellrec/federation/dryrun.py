@@ -56,7 +56,7 @@ from fellrec.federation.recommenders import (
     recformer,
 )
 from fellrec.federation.sizes import sizes
-from fellrec.federation.workspace import client_settings, lora_settings, share_data
+from fellrec.federation.workspace import Shares, client_settings, lora_settings, share_data
 from fellrec.models.adapters import adapter, attach
 from fellrec.models.bigrec import require_decoder
 from fellrec.models.placement import quantised_saving
@@ -92,8 +92,15 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Nothing is brought or written but data that a name asks for. Raises the FellrecError that the
     run would begin with.
     """
+    return foreseen(config, share_data(config))
+
+
+def foreseen(config: RunConfig, shares: Shares) -> dict[str, Any]:
+    """Say it of data that are shared out already; shares: as the recipe's [data] and [clients] ask.
+
+    Raises the FellrecError that the run would begin with.
+    """
     exchanges = strategy_for(config).exchanges
-    shares = share_data(config)
     architecture = parse_config(known_config(config.model.base), config.model.base)
     head, trunk, tail = (_outline(config, architecture, role) for role in _ROLES)
     server = trunk if trunk.blocks else None
