@@ -28,9 +28,11 @@ def made(toys: Toys, out: Path, overrides: dict[str, object] | None = None) -> R
     return load_run(train(toys.recipe({"train.rounds": 1, **(overrides or {})}), out).path)
 
 
-def attacked(run: Run, users: int = 0, most: int = 0, lessons: int = 1) -> Audit:
-    """Audit without much of an inverter, which takes most of a toy's time."""
-    return audit(run, users=users, most=most, lessons=lessons)
+def attacked(
+    run: Run, users: int = 9, most: int = 0, lessons: int = 1, *, uploads: bool = False
+) -> Audit:
+    """Audit some users, without much of an inverter: that takes most of a toy's time."""
+    return audit(run, users=users, most=most, lessons=lessons, uploads=uploads)
 
 
 def found(done: Audit) -> dict[tuple[str, str], float]:
@@ -40,7 +42,7 @@ def found(done: Audit) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize("k_in", [0, 1, 2])
 def test_a_causal_head_that_is_known_hides_nothing(toys: Toys, tmp_path: Path, k_in: int) -> None:
     run = made(toys, tmp_path / "run", {"model.k_in": k_in, "model.k_out": 0})
-    done = attacked(run)
+    done = attacked(run, users=0)
     assert done.users == USERS and done.k_in == k_in
     shares = found(done)
     assert shares["search", "adapters"] == 1
@@ -84,13 +86,13 @@ def test_a_text_of_which_a_causal_head_is_known_is_read_and_so_is_its_response(
     for k_in in (0, 2):
         own = _texts(toys, "bigrec", k_in) | {"model.k_out": 0}
         run = made(toys, tmp_path / f"run{k_in}", own)
-        done = attacked(run, users=6)
+        done = attacked(run, users=3)
         (known,) = [e for e in done.inversion if (e.attack, e.knows) == ("search", "adapters")]
         assert known.recovered.mean == known.placed == known.token_accuracy == known.rouge_l == 1
         (reading,) = [e for e in done.labels if e.knows == "adapters"]
         # Behind two blocks the masks of LoRA's dropout, which the search leaves out, blur the fit.
         assert reading.attack == "reading" and reading.ten.mean > 0.5 + 0.5 * (k_in == 0) - 1e-9
-        assert done.touched == ()
+        assert done.touched == done.membership == ()
 
 
 @pytest.mark.parametrize("k_in", [0, 1])
@@ -98,7 +100,7 @@ def test_a_text_that_is_read_both_ways_is_found_as_a_whole(
     toys: Toys, tmp_path: Path, k_in: int
 ) -> None:
     run = made(toys, tmp_path / "run", _texts(toys, "recformer", k_in))
-    done = attacked(run, users=9)
+    done = attacked(run, uploads=True)
     shares = found(done)
     assert shares["search", "adapters"] > 0.99
     assert shares["nearest", "adapters"] <= shares["search", "adapters"]
@@ -146,19 +148,20 @@ def test_an_upload_tells_what_was_touched_with_a_table_or_without(
     toys: Toys, tmp_path: Path
 ) -> None:
     longer: dict[str, object] = {"train.local_epochs": 4}
-    shared = attacked(made(toys, tmp_path / "shared", longer), users=3, most=8).touched
+    run = made(toys, tmp_path / "shared", longer)
+    shared = attacked(run, users=3, most=8, uploads=True).touched
     assert [each.attack for each in shared] == ["table", "leaning"]
     assert all(each.least <= each.auc <= each.most for each in shared)
     assert all(each.auc > max(0.75, each.popularity) for each in shared)
     local = made(toys, tmp_path / "local", {**longer, "model.item_residual": "local"})
-    (leaning,) = attacked(local, users=3, most=8).touched
+    (leaning,) = attacked(local, users=3, most=8, uploads=True).touched
     assert leaning.attack == "leaning" and leaning.auc < shared[1].auc
 
 
 def test_an_audit_leaves_the_run_as_it_was(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run")
     before = outcome(run.path)
-    attacked(run, users=3, most=8)
+    attacked(run, users=3, most=8, uploads=True)
     after = outcome(run.path)
     assert differences(before, after) == ["audit.json"]
     assert rescore(run).differences == ()
@@ -204,7 +207,8 @@ def test_by_command(toys: Toys, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "5 users' histories" in done.stdout and "audit.json" in done.stdout
     assert "search" in done.stdout and "chance" in done.stdout
-    printed = CliRunner().invoke(app, ["audit", str(run.path), "--users", "5", "--json"])
+    words = ["audit", str(run.path), "--users", "3", "--quick", "--json"]
+    printed = CliRunner().invoke(app, words)
     assert json.loads(printed.stdout) == json.loads((run.path / "audit.json").read_text())
 
 
