@@ -16,7 +16,7 @@ TARGET = 0.95
 CAUSAL = ("hllm", "bigrec")
 RECIPES = {"hllm": "demo", "bigrec": "bigrec-ml100k", "recformer": "recformer-ml100k"}
 BLOCKS = {"hllm": (0, 1, 2, 3), "bigrec": (0, 1, 2, 4), "recformer": (0, 1, 2, 3)}
-MOST = {"hllm": 0, "bigrec": 64, "recformer": 64}  # candidates of a search; 0: all
+MOST = 64  # candidates of a search behind noise, where more find no more; else all
 NOISES = (0.0, 0.3, 1.0, 3.0)
 
 
@@ -34,7 +34,9 @@ def measure(recommender: str, k_in: int, noises: tuple[float, ...], histories: i
         begun = time.perf_counter()
         found = {
             each.attack: each.recovered
-            for each in calibrated(workspace, [noise], histories=histories, most=MOST[recommender])
+            for each in calibrated(
+                workspace, [noise], histories=histories, most=MOST if noise else 0
+            )
         }
         said = "  ".join(
             f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]"
