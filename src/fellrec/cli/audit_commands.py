@@ -52,7 +52,8 @@ def audit(
 
     Users' histories go through the cuts once more, in scoring and in training. Attackers who know
     the public weights, or the exchanged adapters too, try to tell from what crosses which items
-    they hold and what came next. Writes RUN/audit.json.
+    they hold and what came next; from what a client uploads, which items its users touched and
+    whose histories it learned from. Writes RUN/audit.json, which fellrec report shows.
     """
     console = show.make_console(stderr=as_json)
     with waiting(console, "loading the run") as say:
