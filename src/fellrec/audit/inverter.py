@@ -38,6 +38,7 @@ class Inverter(nn.Module):
     def __init__(self, units: Tensor, usual: Tensor, spread: Tensor) -> None:
         super().__init__()
         width = len(usual)
+        units = units.detach().cpu()
         self._units = F.normalize(units - units.mean(dim=0), dim=-1)
         self._usual, self._spread = usual, spread
         self._first = nn.Linear(width, width)

@@ -108,12 +108,12 @@ class RecformerReader(TextReader):
         fits = torch.cdist(seen - added, alone.inner), torch.cdist(seen - added, alone.last)
         place = 0
         for number in range(len(best.pieces)):
-            rows = self.pieces.last if number == len(best.pieces) - 1 else self.pieces.inner
+            at_end = number == len(best.pieces) - 1
+            rows, fit = (self.pieces.last, fits[1]) if at_end else (self.pieces.inner, fits[0])
             size = len(rows[best.pieces[number]])
             if bool((best.error[place : place + size] > goal[place : place + size]).any()):
                 which = np.flatnonzero(rows.lengths() == size)
-                fit = fits[rows is self.pieces.last].square()
-                order = spans(fit, rows, which)[place].argsort()[: most or None]
+                order = spans(fit.square(), rows, which)[place].argsort()[: most or None]
                 for part in order.split(_TRIED):
                     others = [
                         [*best.pieces[:number], int(which[at]), *best.pieces[number + 1 :]]
