@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from fellrec.audit.calibration import calibrated
+from fellrec.audit.readers import reader_of
 from fellrec.audit.readers.reader import made_up
+from fellrec.audit.readers.recformer import RecformerReader
 from fellrec.federation.workspace import Workspace, load_split
 from tests.toys import ITEMS, Toys
 
@@ -44,3 +47,17 @@ def test_made_up_histories_are_the_seeds_and_within_bounds() -> None:
     assert np.array_equal(first.values, again.values)
     assert first.lengths().min() >= 1 and first.lengths().max() == 8
     assert first.values.min() >= 0 and first.values.max() == ITEMS - 1
+
+
+def test_a_guess_of_more_items_than_are_read_is_no_guess(toys: Toys) -> None:
+    """What is seen need not fit any history: nine items of which the recommender reads eight."""
+    workspace = untrained(toys, "recformer", 1)
+    workspace.recommender.eval()
+    reader = reader_of(workspace.recommender, ITEMS)
+    assert isinstance(reader, RecformerReader)
+    nine = reader.pieces.spell(list(range(9)))
+    shape = reader.begins + len(nine), workspace.recommender.head.width
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = reader.read_back([noise], 8)
+    assert len(found["nearest"][0].items) > workspace.config.model.history
+    assert np.array_equal(found["search"][0].items, found["nearest"][0].items)

@@ -89,11 +89,11 @@ class RecformerReader(TextReader):
         }
 
     def _search(self, seen: Tensor, first: list[int], alone: _Alone, most: int) -> list[int]:
-        if not first:
+        guess = self._tried(seen, first) if first else None
+        if guess is None:
             return first
         goal = EXACT**2 * seen.square().sum(dim=1)
-        best = guess = self._tried(seen, first)
-        known = {tuple(first)}
+        best, known = guess, {tuple(first)}
         for _ in range(_ALIGNED):
             if bool((best.error <= goal).all()):
                 return best.pieces
@@ -102,8 +102,10 @@ class RecformerReader(TextReader):
             if tuple(again) in known:
                 break
             known.add(tuple(again))
-            guess = self._tried(seen, again)
-            best = min(best, guess, key=_total)
+            tried = self._tried(seen, again)
+            if tried is None:
+                break
+            guess, best = tried, min(best, tried, key=_total)
         added = best.outputs - self._own(best.pieces, alone)
         fits = torch.cdist(seen - added, alone.inner), torch.cdist(seen - added, alone.last)
         place = 0
@@ -119,8 +121,7 @@ class RecformerReader(TextReader):
                         [*best.pieces[:number], int(which[at]), *best.pieces[number + 1 :]]
                         for at in part
                     ]
-                    better = min(self._all_tried(seen, others), key=_total)
-                    best = min(best, better, key=_total)
+                    best = min([best, *self._all_tried(seen, others)], key=_total)
                     if bool((best.error[place : place + size] <= goal[place : place + size]).all()):
                         break
             place += size
@@ -130,19 +131,19 @@ class RecformerReader(TextReader):
         inner, last = (torch.cdist(seen, each).square() for each in (alone.inner, alone.last))
         return align(inner, last, self.pieces)
 
-    def _tried(self, seen: Tensor, guess: list[int]) -> _Guess:
-        (found,) = self._all_tried(seen, [guess])
-        return found
+    def _tried(self, seen: Tensor, guess: list[int]) -> _Guess | None:
+        found = self._all_tried(seen, [guess])
+        return found[0] if found else None
 
     def _all_tried(self, seen: Tensor, guesses: Sequence[list[int]]) -> list[_Guess]:
-        """Read histories that are guessed, each of as many tokens as what was seen."""
-        rows = [
-            self.pieces.items[guess[::-1]].astype(np.int32) for guess in guesses
-        ]  # oldest first
+        """Read histories that are guessed; left out are those that would not be read as a whole."""
+        items = self.pieces.items.astype(np.int32)
+        rows = [items[guess[::-1]] for guess in guesses]  # oldest first
         outputs = [self.inside(each) for each in self.activations(Ragged.from_rows(rows))]
         return [
             _Guess(guess, output, (output - seen).square().sum(dim=1))
             for guess, output in zip(guesses, outputs, strict=True)
+            if len(output) == len(seen)
         ]
 
     def _own(self, guess: list[int], alone: _Alone) -> Tensor:
