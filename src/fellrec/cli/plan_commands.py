@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 from fellrec import console as show
 from fellrec.cli.shared import AsJson, Settings, print_json, quiet, waiting
-from fellrec.report import words
 
 if TYPE_CHECKING:
     from fellrec.planning import Choice, Limits, Plan
@@ -132,9 +132,9 @@ def _table(found: Plan, base: str) -> Table:
             str(each.k_in),
             each.codec,
             str(each.batch),
-            words.size(each.memory),
-            words.size(each.server_memory),
-            words.size(each.bytes_up),
+            decimal(each.memory),
+            decimal(each.server_memory),
+            decimal(each.bytes_up),
             f"{each.seconds:.2f}",
             f"{each.recovered:.0%} ({each.attack})",
             f"no: {missed}" if missed else "yes",
@@ -162,7 +162,7 @@ def _verdict(found: Plan) -> str:
 def _limit(limits: Limits, name: str) -> str:
     match name:
         case "client_memory":
-            return words.size(limits.client_memory)
+            return decimal(limits.client_memory or 0)
         case "max_recovery":
             return f"{limits.max_recovery:g}"
     return f"{limits.max_seconds:g}"
@@ -171,7 +171,7 @@ def _limit(limits: Limits, name: str) -> str:
 def _value(choice: Choice, name: str) -> str:
     match name:
         case "client_memory":
-            return words.size(choice.memory)
+            return decimal(choice.memory)
         case "max_recovery":
             return f"{choice.recovered:.3f}"
     return f"{choice.seconds:.2f} s"
