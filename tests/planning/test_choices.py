@@ -140,7 +140,7 @@ def test_by_command(toys: Toys) -> None:
     assert "take --set model.k_in=" in said and "100% (search)" in said
     said = by_command(toys, *words, "--max-recovery", "0.1")
     assert "nothing fits: --max-recovery 0.1 stands in the way, the nearest is 1.000" in said
-    hard = ("--recommender", "bigrec", "--base", str(toys.lm), "--max-recovery", "0.1")
-    told = json.loads(by_command(toys, *hard, "--client-memory", "1KB", "--json"))
+    hard = ("--max-recovery", "0.1", "--client-memory", "1KB", "--json")
+    told = json.loads(by_command(toys, *words, *hard))
     assert told["chosen"] is None and len(told["choices"]) == 42
     assert told["hindrances"].keys() == {"client_memory", "max_recovery"}

@@ -101,6 +101,7 @@ def _told(members: Losses, others: Losses) -> tuple[Interval, float]:
     some, rest = (
         rng.multinomial(count, np.full(count, 1 / count), _DRAWS) / count for count in pairs.shape
     )
-    low, high = np.percentile(((some @ pairs) * rest).sum(axis=1), [2.5, 97.5])
+    drawn = ((some @ pairs) * rest).sum(axis=1).clip(0, 1)  # sums of shares round past 1
+    low, high = np.percentile(drawn, [2.5, 97.5])
     bar = np.quantile(others, 1 - _FALSE)
     return Interval(float(pairs.mean()), float(low), float(high)), float((members > bar).mean())
