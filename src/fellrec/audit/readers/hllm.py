@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fellrec.audit.inversion import Units, nearest, search
 from fellrec.audit.labels import judged
-from fellrec.audit.readers.reader import Reader, ranks
+from fellrec.audit.readers.reader import Reader, told_by
 from fellrec.audit.recovery import Content
 from fellrec.audit.wiretap import Items, Step
 from fellrec.models.dropout import StepKey
@@ -68,11 +68,8 @@ class HllmReader(Reader):
         """`prediction` and `gradient` of labels.py."""
         recommender = self._recommender
         table, scale = self.vectors(), float(recommender.scale.detach())
-        found: dict[str, list[int]] = {"prediction": [], "gradient": []}
-        recommender.train()
-        for step in steps:
-            by_gradient, predicted = judged(step, recommender.tail, key, table, scale, "last")
-            found["gradient"] += ranks(by_gradient, self.labels(step))
-            found["prediction"] += ranks(predicted, self.labels(step))
-        recommender.eval()
-        return found
+
+        def judge(step: Step) -> tuple[Tensor, Tensor]:
+            return judged(step, recommender.tail, key, table, scale, "last")
+
+        return told_by(recommender, steps, self.labels, judge)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -110,6 +110,26 @@ def one_unit(inputs: Tensor) -> Items:
     """Leave of a position's inputs, (length,) or (length, n), the one that says what is there."""
     first = inputs if inputs.ndim == 1 else inputs[:, 0]
     found: Items = first.numpy().astype(np.int64)
+    return found
+
+
+def told_by(
+    recommender: Recommender,
+    steps: Sequence[Step],
+    labels: Callable[[Step], Items],
+    judge: Callable[[Step], tuple[Tensor, Tensor]],
+) -> dict[str, list[int]]:
+    """Rank each step's labels by gradient and by prediction, with the masks of training.
+
+    judge: scores by either, (rows, items) each, see `labels.judged`.
+    """
+    found: dict[str, list[int]] = {"prediction": [], "gradient": []}
+    recommender.train()
+    for step in steps:
+        by_gradient, predicted = judge(step)
+        found["gradient"] += ranks(by_gradient, labels(step))
+        found["prediction"] += ranks(predicted, labels(step))
+    recommender.eval()
     return found
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fellrec.audit.inversion import EXACT
 from fellrec.audit.labels import judged
 from fellrec.audit.pieces import align, spans
-from fellrec.audit.readers.reader import ranks
+from fellrec.audit.readers.reader import told_by
 from fellrec.audit.readers.texts import TextReader
 from fellrec.audit.recovery import Content
 from fellrec.audit.wiretap import Items, Step
@@ -176,14 +176,11 @@ class RecformerReader(TextReader):
         recommender = self._recommender
         table = self._item_vectors(trunk)
         scale = 1 / recommender.settings.temperature
-        found: dict[str, list[int]] = {"prediction": [], "gradient": []}
-        recommender.train()
-        for step in steps:
-            by_gradient, predicted = judged(step, recommender.tail, key, table, scale, "first")
-            found["gradient"] += ranks(by_gradient, self.labels(step))
-            found["prediction"] += ranks(predicted, self.labels(step))
-        recommender.eval()
-        return found
+
+        def judge(step: Step) -> tuple[Tensor, Tensor]:
+            return judged(step, recommender.tail, key, table, scale, "first")
+
+        return told_by(recommender, steps, self.labels, judge)
 
     @torch.no_grad()
     def _item_vectors(self, trunk: Trunk) -> Tensor:
