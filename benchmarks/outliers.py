@@ -41,8 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     from fellrec import RunConfig
     from fellrec.audit.readers import reader_of
-    from fellrec.audit.readers.reader import made_up
     from fellrec.federation.workspace import Workspace, load_split
+    from fellrec.privacy import made_up
     from fellrec.split.codecs import Codec, decode, encode, encoded_size
 
     fine = True

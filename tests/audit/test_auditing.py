@@ -174,7 +174,7 @@ def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
     histories = client.client.data.history("test")
     with (
         turn(run.workspace, client.client, 0, client.model),
-        tapped(client.client, server, run.config) as tap,
+        tapped(client.client, server, run.config, run.workspace.cover) as tap,
     ):
         seen = histories_seen(client.client, tap, histories)
         recommender = client.client.recommender

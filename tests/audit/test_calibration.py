@@ -8,9 +8,9 @@ import torch
 
 from fellrec.audit.calibration import calibrated
 from fellrec.audit.readers import reader_of
-from fellrec.audit.readers.reader import made_up
 from fellrec.audit.readers.recformer import RecformerReader
 from fellrec.federation.workspace import Workspace, load_split
+from fellrec.privacy import made_up
 from tests.toys import ITEMS, Toys
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fellrec.errors import ConfigError
-from fellrec.privacy import epsilon, histories_epsilon
+from fellrec.privacy.accounting import epsilon, histories_epsilon
 
 
 def exact(multiplier: float, delta: float) -> float:

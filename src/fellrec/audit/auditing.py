@@ -15,17 +15,17 @@ from fellrec.audit import membership
 from fellrec.audit.findings import Audit, Membership, Trace, Veiled
 from fellrec.audit.inverter import Inverter
 from fellrec.audit.knowledge import KNOWS, Knows, supposed
+from fellrec.audit.order import seen_in_order, steps_in_order, usual_by_place
 from fellrec.audit.readers import reader_of
-from fellrec.audit.readers.reader import made_up, one_unit
+from fellrec.audit.readers.reader import one_unit
 from fellrec.audit.tally import Tally, mean, summed
 from fellrec.audit.touched import leaning, told_apart, turned
 from fellrec.audit.wiretap import (
-    Cover,
     Items,
     Seen,
     Step,
-    covered,
     histories_seen,
+    led,
     steps_seen,
     tapped,
 )
@@ -37,12 +37,13 @@ from fellrec.federation.turns import ClientModel, Turn, turn
 from fellrec.federation.workspace import seeded
 from fellrec.files import write_json
 from fellrec.models.dropout import StepKey
-from fellrec.privacy import Veil, histories_epsilon, typical_length
+from fellrec.privacy import Cover, Veil, made_up, public_bound
+from fellrec.privacy.accounting import histories_epsilon
 from fellrec.serving.run import Run, RunClient
 
 FILE = "audit.json"
 _PROBES = 64  # histories of one item by which the server asks what a model leans to
-_MADE_UP = 32  # histories by which a veil's bound is found
+_MADE_UP = 128  # histories by which the server learns what each place looks like
 _DELTA = 1e-5
 _FEWEST = 8  # users of a client with which the game of membership is played
 
@@ -103,18 +104,28 @@ class _Auditor:
         self._most, self._lessons = most, lessons
         self._seed, self._progress = seed, progress
         self._inverter: Inverter | None = None
-        self._cover = self._covering(noise) if noise else None
+        self._cover = self._covering(noise)
 
     def _covering(self, noise: float) -> Cover:
-        """A veil whose bound anybody can work out: from made-up histories and the common start."""
-        rng, run = seeded(self._seed, "veil"), self._run
-        histories = made_up(rng, _MADE_UP, run.config.model.history, len(self.popular))
-        first = run.clients()[0]
+        """What clients draw over what they send: as the run has it, or a veil of this noise.
+
+        The veil's bound is one that anybody can work out.
+        """
+        run, own = self._run, self._workspace.cover
+        if not noise:
+            return own
+        if own.veil is not None:
+            raise ConfigError(
+                f"this run's clients blur what they send already (privacy.noise = "
+                f"{own.veil.noise}); leave out --noise"
+            )
+        rng, first = seeded(self._seed, "veil"), run.clients()[0]
+        longest, items = run.config.model.history, len(self.popular)
         with turn(self._workspace, first.client, 0, supposed(self._workspace, first.model, "base")):
             first.client.begin_serving()
-            bound = typical_length(self.reader.activations(histories))
+            bound = public_bound(first.client.recommender, rng, longest, items)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return Cover(Veil(bound, noise), generator)
+        return Cover(Veil(bound, noise), own.shuffles, generator, own.order)
 
     def attack(self, client: RunClient, chosen: Items, tally: Tally) -> None:
         """Let some of a client's users be scored and trained on, and read what crossed."""
@@ -133,8 +144,15 @@ class _Auditor:
             model = supposed(self._workspace, client.model, knows)
             with turn(self._workspace, client.client, 0, model):
                 client.client.begin_serving()
+                if self._cover.shuffles:
+                    usual = usual_by_place(self.reader.activations(self._made_up()))
+                    seen, steps = seen_in_order(seen, usual), steps_in_order(steps, usual)
                 self._read_back(seen, knows, tally)
                 self._tell(client, steps, len(chosen), knows, tally)
+
+    def _made_up(self) -> Ragged:
+        longest, items = self._run.config.model.history, len(self.popular)
+        return made_up(seeded(self._seed, "order"), _MADE_UP, longest, items)
 
     def attack_upload(self, client: RunClient, tally: Tally) -> None:
         """Let a client train for a round, and tell from its upload what its users touched."""
@@ -189,14 +207,15 @@ class _Auditor:
 
     def veiled(self, tally: Tally) -> Veiled | None:
         """Score all test users with the veil and without; None where there is no veil."""
-        if self._cover is None:
-            return None
         config, veil = self._run.config, self._cover.veil
+        if veil is None:
+            return None
         self._progress("scoring all users with the veil and without")
         with_it, without = [], []
         for client in self._run.clients():
-            without.append(client.evaluate()[config.evaluation.metric])
-            with covered(client.client, self._cover):
+            with led(client.client, self._workspace.line):
+                without.append(client.evaluate()[config.evaluation.metric])
+            with led(client.client, self._cover.over(self._workspace.line)):
                 with_it.append(client.evaluate()[config.evaluation.metric])
         scores, usual = np.concatenate(with_it), np.concatenate(without)
         width = self._workspace.recommender.head.width

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from fellrec.audit.readers import reader_of
-from fellrec.audit.readers.reader import made_up
 from fellrec.audit.recovery import recovered
-from fellrec.audit.wiretap import Cover, across
+from fellrec.audit.wiretap import across
 from fellrec.evaluation.bootstrap import Interval, mean_interval
 from fellrec.federation.workspace import Workspace, seeded
-from fellrec.privacy import Veil, typical_length
+from fellrec.privacy import Cover, Veil, made_up, typical_length
 from fellrec.split.codecs import Codec
 
 
@@ -59,7 +58,7 @@ def calibrated(
     codec = Codec(config.split.codec) if codec is None else codec
     for noise in noises:
         generator = torch.Generator().manual_seed(seed)
-        cover = Cover(Veil(bound, noise), generator) if noise else None
+        cover = Cover(Veil(bound, noise) if noise else None, noise=generator)
         seen = [across(each, codec, cover) for each in activations]
         for attack, guesses in reader.read_back(seen, most).items():
             shares = [

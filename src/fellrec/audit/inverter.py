@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fellrec.audit.readers import Reader
-from fellrec.audit.readers.reader import made_up
 from fellrec.audit.recovery import Content
-from fellrec.audit.wiretap import Cover, Items, across
+from fellrec.audit.wiretap import Items, across
 from fellrec.config import RunConfig
 from fellrec.federation.workspace import seeded
+from fellrec.privacy import Cover, made_up
 from fellrec.split.codecs import Codec
 
 _HISTORIES, _RATE = 16, 2e-3
@@ -55,7 +55,7 @@ class Inverter(nn.Module):
 
     @classmethod
     def taught(
-        cls, reader: Reader, config: RunConfig, cover: Cover | None, lessons: int, seed: int
+        cls, reader: Reader, config: RunConfig, cover: Cover, lessons: int, seed: int
     ) -> Inverter:
         """Teach one on the head that is installed.
 
@@ -102,12 +102,12 @@ class _Teacher:
     """Makes histories up, and says what would cross."""
 
     def __init__(
-        self, reader: Reader, config: RunConfig, cover: Cover | None, rng: np.random.Generator
+        self, reader: Reader, config: RunConfig, cover: Cover, rng: np.random.Generator
     ) -> None:
         self._reader, self._rng = reader, rng
         self._longest, self._codec = config.model.history, Codec(config.split.codec)
         noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        self._cover = Cover(cover.veil, noise) if cover is not None else None
+        self._cover = Cover(cover.veil, noise=noise)
 
     def example(self) -> tuple[list[Tensor], list[Items]]:
         """Return what crosses of some histories, and the place of each unit among all of them."""

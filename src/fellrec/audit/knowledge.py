@@ -20,6 +20,6 @@ KNOWS: tuple[Knows, ...] = get_args(Knows)
 
 def supposed(workspace: Workspace, model: ClientModel, knows: Knows) -> ClientModel:
     """Return a client's model as the server supposes it to be."""
-    start = workspace.initial(Kind.LORA, Kind.DENSE)
+    start = workspace.initial(Kind.LORA, Kind.DENSE)  # of this nothing is a secret
     exchanged = start if knows == "base" else model.exchanged
-    return ClientModel(exchanged, workspace.initial(Kind.PRIVATE), model.trunk)
+    return ClientModel(exchanged, workspace.public(Kind.PRIVATE), model.trunk)

@@ -57,7 +57,8 @@ def game(workspace: Workspace, name: str, data: Split, quota: Quota, seed: int) 
     )
     start = workspace.initial(Kind.LORA, Kind.DENSE)
     model = ClientModel(start, workspace.initial(Kind.PRIVATE), workspace.initial_trunk())
-    found = [Halves(_losses(workspace, members, model), _losses(workspace, others, model))]
+    known = supposed(workspace, model, "base")
+    found = [Halves(_losses(workspace, members, known), _losses(workspace, others, known))]
     for round in range(workspace.config.train.rounds):
         with turn(workspace, members, round, model) as it:
             members.train(round)

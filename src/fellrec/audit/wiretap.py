@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Ragged
 from fellrec.federation.client import Client
 from fellrec.models.layout import Layout
-from fellrec.models.recommender import Batch
-from fellrec.privacy import Veil, VeiledTrunk
+from fellrec.models.recommender import Batch, Trunk
+from fellrec.privacy import Cover
 from fellrec.split.codecs import Codec, decode, encode
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import FrameHandler, InProcessTransport
@@ -88,51 +87,37 @@ class Wiretap:
 
 @contextmanager
 def tapped(
-    client: Client, server: FrameHandler, config: RunConfig, cover: Cover | None = None
+    client: Client, server: FrameHandler, config: RunConfig, cover: Cover
 ) -> Iterator[Wiretap]:
     """Lead a client's frames through a wiretap, with the codec and the limits of its run.
 
-    cover: what the client draws over them before; None for nothing.
+    cover: what the client draws over them before.
     """
-    usual, limit = client.trunk, config.split.max_frame_mib << 20
+    limit = config.split.max_frame_mib << 20
     tap = Wiretap(server, limit)
-    codec = Codec(config.split.codec)
-    client.trunk = RemoteTrunk(InProcessTransport(tap), codec=codec, max_bytes=limit)
-    client.trunk.key = usual.key
-    try:
-        with covered(client, cover):
-            yield tap
-    finally:
-        client.trunk = usual
-
-
-@dataclass(frozen=True)
-class Cover:
-    """A veil with the generator that draws its noise, which no attacker has."""
-
-    veil: Veil
-    generator: torch.Generator
-
-
-def across(activations: Tensor, codec: Codec, cover: Cover | None = None) -> Tensor:
-    """Return what of activations, (length, d), is left behind the veil and the wire."""
-    sent = activations.detach().cpu()
-    if cover is not None:
-        sent = cover.veil.over(sent, cover.generator)
-    length, width = sent.shape
-    return decode(encode(sent, codec), length, width, codec)
+    line = RemoteTrunk(InProcessTransport(tap), codec=Codec(config.split.codec), max_bytes=limit)
+    line.key = client.trunk.key
+    with led(client, cover.over(line)):
+        yield tap
 
 
 @contextmanager
-def covered(client: Client, cover: Cover | None) -> Iterator[None]:
-    """Draw a veil over all that a client sends to its trunk; with None, nothing changes."""
-    usual = client.trunk
-    if cover is not None:
-        client.trunk = VeiledTrunk(usual, cover.veil, cover.generator)
+def led(client: Client, trunk: Trunk) -> Iterator[None]:
+    """Lead all that a client sends to another trunk for a while."""
+    usual, client.trunk = client.trunk, trunk
     try:
         yield
     finally:
         client.trunk = usual
+
+
+def across(activations: Tensor, codec: Codec, cover: Cover) -> Tensor:
+    """Return what of activations, (length, d), is left behind a veil and the wire, in order."""
+    sent = activations.detach().cpu()
+    if cover.veil is not None:
+        sent = cover.veil.over(sent, cover.noise)
+    length, width = sent.shape
+    return decode(encode(sent, codec), length, width, codec)
 
 
 def histories_seen(client: Client, tap: Wiretap, histories: Ragged) -> list[Seen]:

@@ -24,6 +24,7 @@ from fellrec.config.sections import (
     EvaluationConfig,
     LoraConfig,
     ModelConfig,
+    PrivacyConfig,
     RecformerConfig,
     Section,
     SplitConfig,
@@ -49,6 +50,7 @@ class RunConfig(Section):
     recformer: RecformerConfig = RecformerConfig()
     lora: LoraConfig = LoraConfig()
     split: SplitConfig = SplitConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
     balance: BalanceConfig = BalanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -94,7 +96,38 @@ class RunConfig(Section):
                 f"evaluation.metric: must be one of evaluation.ks {list(evaluation.ks)}, "
                 f"got {evaluation.metric!r}"
             )
+        self._check_privacy()
         return self
+
+    def _check_privacy(self) -> None:
+        privacy, model = self.privacy, self.model
+        if privacy.bound and not privacy.noise:
+            raise ValueError("privacy.bound: clips what noise is added to; set privacy.noise too")
+        if privacy.noise and self.train.in_flight > 1:
+            raise ValueError(
+                "privacy.noise: is drawn for one part of a batch after another; set "
+                "train.in_flight = 1"
+            )
+        if privacy.private_head and model.recommender == "hllm" and model.item_residual == "shared":
+            raise ValueError(
+                "privacy.private_head: keeps at home what items are read by, but "
+                'model.item_residual = "shared" exchanges it; set "local" or "none"'
+            )
+        if privacy.secret_start and not privacy.private_head:
+            raise ValueError(
+                "privacy.secret_start: is no secret in a head that is exchanged; set "
+                "privacy.private_head"
+            )
+        if privacy.secret_start and model.quantize != "none":
+            raise ValueError(
+                "privacy.secret_start: is measured against weights, which model.quantize packs; "
+                "leave one of them out"
+            )
+        if privacy.shuffle and model.recommender != "recformer":
+            raise ValueError(
+                f'privacy.shuffle: a causal model ("{model.recommender}") needs the order of '
+                "positions; leave it out"
+            )
 
     @classmethod
     def from_toml(

@@ -160,6 +160,27 @@ class SplitConfig(Section):
     """Most that the server remembers of the texts one client is writing, in MiB."""
 
 
+class PrivacyConfig(Section):
+    """What clients do so that less can be read from what they send."""
+
+    noise: NotNegative = 0.0
+    """Noise on activations and gradients at the cuts: its length, over that of a typical activation
+    (or over `bound`). 0 sends them as they are."""
+    bound: NotNegative = 0.0
+    """With noise, longer activations are scaled down to this length; 0 takes the typical one of
+    made-up histories, which anybody can work out."""
+    private_head: bool = False
+    """Keep at home what is trained before the first cut: the head's adapter, and what makes items
+    or tokens into its inputs."""
+    secret_start: NotNegative = 0.0
+    """Start a private head by so much, relative to its weights, away from the public one, at values
+    that clients agree on and no server knows."""
+    shuffle: bool = False
+    """Send positions in random order, where the base attends to all of them alike ("recformer")."""
+    exchange_trunk: bool = True
+    """Whether the trunk's adapters are mixed; else each client's stays as its trunk trains it."""
+
+
 class TrainConfig(Section):
     """Local training."""
 

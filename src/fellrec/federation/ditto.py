@@ -39,7 +39,7 @@ class Ditto(Simulation):
         common = stored_model(self.store, self.workspace, t, name)
         own = stored_model(self.store, self.workspace, t, name, PERSONAL)
         anchor = Anchor(common.exchanged, common.trunk)
-        learned = self.work.learn(self.clients[name], t, own, anchor, score=False)
+        learned = self.work.learn(self.clients[name], t, own, anchor, own=True)
         after = learned.model
         check_finite(name, t, after.trunk)
         for side, file, tensors in (

@@ -7,7 +7,7 @@ A simulation answers in one process (`simulation`), a deployment by messages; th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -41,13 +41,31 @@ class Start:
 @dataclass(frozen=True)
 class Trained:
     """A client's local round. tensors: all that are mixed, of both its sides. before: validation
-    score without mixing, None where it was not asked for. server_seconds: spent by its trunk.
+    score without mixing, None where it was not asked for. server_seconds: spent by its trunk. kept:
+    the trunk's adapter where that is not mixed.
     """
 
     report: TrainReport
     before: float | None
     tensors: Tensors
     server_seconds: float
+    kept: Tensors = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        report: TrainReport,
+        before: float | None,
+        exchanged: Tensors,
+        trunk: Tensors,
+        start: Start,
+        server_seconds: float,
+    ) -> Trained:
+        """Sort out what is mixed of all that a client and its trunk have trained."""
+        both = {**exchanged, **trunk}
+        tensors = {key: both[key] for key in both if key in start.moving}
+        kept = {} if trunk.keys() & start.moving else trunk
+        return cls(report, before, tensors, server_seconds, kept)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,13 @@ _MATTERS = (
     "evaluation/ranking.py",
     "federation/*.py",
     "models/*.py",
+    "privacy/*.py",
     "split/*.py",
 )
-_NOT = tuple(f"federation/{name}.py" for name in ("dryrun", "observer", "origin"))
+_NOT = (
+    *(f"federation/{name}.py" for name in ("dryrun", "observer", "origin")),
+    "privacy/accounting.py",
+)
 # What belongs to one recommender: the others' scores do not depend on it.
 _OWN = {
     "bigrec": ("beams", "bigrec", "prompts", "titles"),

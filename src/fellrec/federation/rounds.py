@@ -134,6 +134,8 @@ class Round:
         if self._starts is not None:
             begun = self._begun_with(name)
             self._starts.write_row(row, {key: begun[key] for key in self._starts.shapes})
+        if trained.kept:
+            self._store.put(self.t + 1, SERVER, name, "adapter", trained.kept)
         self._reports[name], self._before[name] = trained.report, trained.before
         self._server_seconds[name] = trained.server_seconds
         self._count_metrics(name, 2)
@@ -157,6 +159,8 @@ class Round:
             exchanged, trunk = dict(self._start.exchanged), dict(self._start.trunk)
             for part in (exchanged, trunk):
                 part.update({key: tensors[key] for key in part.keys() & tensors.keys()})
+            if trunk and not trunk.keys() & self._start.moving:  # it was not mixed
+                trunk = dict(self._store.prepared(self.t + 1, SERVER, name, "adapter"))
             self._store.put(self.t + 1, CLIENT, name, "adapter", exchanged)
             self._store.put(self.t + 1, SERVER, name, "adapter", trunk)
             self._count_exchange(name, "down")

@@ -29,6 +29,7 @@ from fellrec.federation.summary import About, result_of, summarise
 from fellrec.federation.workspace import Workspace, share_data
 from fellrec.files import alone_in, read_json, sync_folder, write_bytes, write_json
 from fellrec.models.recommender import Kind
+from fellrec.privacy import Secret
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def _train(
         workspace = Workspace(
             config,
             shares.dataset,
+            secret=Secret.of_seed(config.seed),
             progress=lambda done, total: observer.working("item texts", done, total),
         )
         two, keep = config.balance.strategy == "ditto", config.evaluation.keep_rounds

@@ -109,9 +109,8 @@ class Simulation:
         self.store.put(t + 1, CLIENT, name, "private", after.private)
         self.store.put(t + 1, CLIENT, name, "optimiser", after.moments)
         self.store.put(t + 1, SERVER, name, "optimiser", after.trunk_moments)
-        both = {**after.exchanged, **after.trunk}
-        tensors = {key: both[key] for key in both if key in self._start.moving}
-        return Trained(learned.report, learned.before, tensors, learned.server_seconds)
+        report, before, seconds = learned.report, learned.before, learned.server_seconds
+        return Trained.of(report, before, after.exchanged, after.trunk, self._start, seconds)
 
     def try_on(self, t: int, name: str, mixed: Mixed) -> float:
         """Keep one client's mixture and score the model that it is served by."""

@@ -85,18 +85,22 @@ def turn(
     round: int,
     model: ClientModel,
     anchor: Anchor | None = None,
+    *,
+    doing: str = "serve",
 ) -> Iterator[Turn]:
     """Lend the model to a client: install its tensors, open its session on the trunk, close it.
 
-    anchor: what a proximal term pulls both sides towards; None: what they start from. After the
-    block, `after` holds copies of the tensors as they then are. When the block raises,
-    the session is dropped with all that it learned.
+    doing: what for, by which the cover of what it sends is drawn (`Workspace.cover_anew`). anchor:
+    what a proximal term pulls both sides towards; None: what they start from. After the block,
+    `after` holds copies of the tensors as they then are. When the block raises, the session is
+    dropped with all that it learned.
     """
     server = workspace.server
     if server is not None:
         there = anchor.trunk if anchor else None
         server.open(client.name, round, model.trunk, model.trunk_moments, there)
     here = anchor.exchanged if anchor else None
+    workspace.cover_anew(client.name, round, doing)
     client.install(round, model.exchanged, model.private, model.moments, here)
     it = Turn(client)
     try:

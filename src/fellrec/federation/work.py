@@ -44,18 +44,19 @@ class Work:
         model: ClientModel,
         anchor: Anchor | None = None,
         *,
-        score: bool = True,
+        own: bool = False,
     ) -> Learned:
         """Train for a round on the client's histories; anchor: see `turns.turn`.
 
-        score: False leaves the score before mixing out, whatever the recipe says.
+        own: a second model of the client's, which nobody scores before mixing.
 
         Raises TrainingError when it diverged, WireError when the trunk refused or was lost.
         """
         before = None
-        with turn(self.workspace, client, t, model, anchor) as it:
+        doing = "learn its own" if own else "learn"
+        with turn(self.workspace, client, t, model, anchor, doing=doing) as it:
             report = client.train(t, lambda *now: self.observer.step(client.name, *now))
-            if score and self.config.evaluation.before_mixing and self._exchanges:
+            if not own and self.config.evaluation.before_mixing and self._exchanges:
                 before = self._validate(client)
         return Learned(report, before, it.finished(), it.server_seconds)
 
@@ -64,7 +65,7 @@ class Work:
 
         What validation chose is part of the model from then on. Raises as `learn` does.
         """
-        with turn(self.workspace, client, t, model) as it:
+        with turn(self.workspace, client, t, model, doing="try on") as it:
             score = self._validate(client)
         return score, it.finished()
 
@@ -76,7 +77,7 @@ class Work:
         trained: False for the common start, on which validation may still choose how scores are
         weighed, so that a base is scored as what was trained on it is. Raises as `learn` does.
         """
-        with turn(self.workspace, client, t, model) as it:
+        with turn(self.workspace, client, t, model, doing="test") as it:
             if not trained and client.recommender.choices > 1:
                 self._validate(client)
             self.observer.scoring(client.name, "test")

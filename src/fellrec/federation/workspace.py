@@ -7,7 +7,7 @@ on them, and what is theirs (adapters, private tensors, moments) is on disk betw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from fellrec.models.adapters import LoraSettings, adapter, attach
 from fellrec.models.optimiser import OptimiserSettings
 from fellrec.models.recommender import Kind, NoTrunk, Trunk
 from fellrec.models.stages import Role, Stage
+from fellrec.privacy import Cover, Secret, Veil, order_is_free, public_bound, start_secretly
 from fellrec.split.codecs import Codec
 from fellrec.split.frames import MAX_CLIENT_BYTES
 from fellrec.split.ledger import Ledger
@@ -38,6 +39,7 @@ from fellrec.split.trunk import SessionSettings, TrunkServer
 
 _Counts = npt.NDArray[np.int64]
 Spread = Callable[[int, _Counts], _Counts]
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,12 @@ def moving(config: RunConfig, names: Iterable[str]) -> set[str]:
     return {name for name in names if not (config.lora.freeze_a and ".lora_A." in name)}
 
 
+def start_of(config: RunConfig, exchanged: Tensors, trunk: Tensors) -> Start:
+    """Put together what every client starts from."""
+    mixed = {**exchanged, **trunk} if config.privacy.exchange_trunk else exchanged
+    return Start(exchanged, trunk, moving(config, mixed))
+
+
 def load_adapted(config: RunConfig, base: Path, role: Role) -> Stage:
     """Load one stage with its adapter attached."""
     stage = load_part(config, base, role)
@@ -217,8 +225,11 @@ class Workspace:
     """The model of a run, cut; every part is in this process unless a transport leads elsewhere.
 
     recommender: the client's side. server: the trunk's side, None where no block is left for it or
-    where it is elsewhere. trunk: how the client reaches it, through the wire's codec. ledger: what
-    crossed.
+    where it is elsewhere. line: how the client reaches it, through the wire's codec; cover: what it
+    draws over what it sends; trunk: the line under the cover. ledger: what crossed.
+
+    secret: where a private head starts, see the recipe's [privacy]; None for the public start.
+    noise: what the cover is drawn from. In a simulation both are the seed's, and results repeat.
     """
 
     def __init__(
@@ -227,6 +238,8 @@ class Workspace:
         dataset: Dataset,
         *,
         transport: Transport | None = None,
+        secret: Secret | None = None,
+        noise: Secret | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.config = config
@@ -235,13 +248,41 @@ class Workspace:
         self.ledger = Ledger()
         head, tail = (load_adapted(config, self.base, role) for role in ("head", "tail"))
         self.recommender = build_recommender(config, dataset, self.base, head, tail, progress)
+        self._noise = noise or Secret.of_seed(config.seed)
+        privacy = config.privacy
+        self.recommender.head_stays = privacy.private_head
+        self._public = self._tensors()
+        self.cover = self._covering()
+        if privacy.secret_start and secret is not None:
+            start_secretly(self.recommender, privacy.secret_start, secret)
+        self._initial = self._tensors()
         self.server = trunk_server(config) if transport is None else None
         if transport is None and self.server is not None:
             transport = InProcessTransport(self.server)
-        self.trunk = self._connect(transport)
-        self._initial = {
-            n: p.detach().to("cpu", copy=True) for n, (_, p) in self.recommender.trained().items()
-        }
+        self.line = self._connect(transport)
+        self.trunk = self.cover.over(self.line)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        trained = self.recommender.trained()
+        return {name: p.detach().to("cpu", copy=True) for name, (_, p) in trained.items()}
+
+    def _covering(self) -> Cover:
+        """Make the recipe's cover, while the head is as everybody has it."""
+        config, privacy = self.config, self.config.privacy
+        if privacy.shuffle and not order_is_free(self.recommender.head):
+            raise ConfigError(
+                f"privacy.shuffle: the blocks of {config.model.base} look at where positions "
+                "stand; leave it out or use a base like BERT"
+            )
+        if not privacy.noise:
+            return Cover(None, privacy.shuffle)
+        rng, items = seeded(config.seed, "veil"), len(self.dataset.catalogue)
+        bound = privacy.bound or public_bound(self.recommender, rng, config.model.history, items)
+        return Cover(Veil(bound, privacy.noise), privacy.shuffle)
+
+    def cover_anew(self, client: str, round: int, doing: str) -> None:
+        """Draw the cover of a client's turn, see `Cover.renew`."""
+        self.cover.renew(self._noise, client, round, doing)
 
     def _connect(self, transport: Transport | None) -> Trunk:
         if transport is None:
@@ -262,6 +303,10 @@ class Workspace:
         """The tensors of some kinds that every client starts from."""
         return {name: self._initial[name] for name in self.recommender.parameters_of(*kinds)}
 
+    def public(self, *kinds: Kind) -> dict[str, Tensor]:
+        """The same as anybody can work them out, without a secret."""
+        return {name: self._public[name] for name in self.recommender.parameters_of(*kinds)}
+
     def trunk_adapter(self) -> dict[str, nn.Parameter]:
         """The adapter of the shared trunk, as attached."""
         return adapter(self.server.base) if self.server is not None else {}
@@ -272,6 +317,4 @@ class Workspace:
 
     def start(self) -> Start:
         """What every client starts from, on both sides."""
-        exchanged = self.recommender.parameters_of(Kind.LORA, Kind.DENSE)
-        names = moving(self.config, {**exchanged, **self.trunk_adapter()})
-        return Start(self.initial(Kind.LORA, Kind.DENSE), self.initial_trunk(), names)
+        return start_of(self.config, self.initial(Kind.LORA, Kind.DENSE), self.initial_trunk())

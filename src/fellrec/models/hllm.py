@@ -53,6 +53,8 @@ class Hllm(Recommender):
     positions than a history.
     """
 
+    entrance = frozenset({"projection", "item_residual"})
+
     def __init__(
         self, head: Stage, tail: Stage, text_vectors: Tensor, settings: HllmSettings, seed: int
     ) -> None:

@@ -68,6 +68,8 @@ class Recformer(Recommender):
     context has no room for an item.
     """
 
+    entrance = frozenset({"item_positions", "token_types"})
+
     def __init__(
         self, head: Stage, tail: Stage, texts: ItemTexts, settings: RecformerSettings
     ) -> None:

@@ -165,6 +165,10 @@ class Recommender(nn.Module, ABC):
 
     head: Stage
     tail: Stage
+    head_stays = False
+    """Whether all that is trained before the first cut is private."""
+    entrance: frozenset[str] = frozenset()
+    """Names of the own tensors that turn histories into what the head reads."""
     exported_under = ""
     """Where the base stands in the model that an adapter is exported for."""
 
@@ -228,7 +232,9 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def own_tensors(self) -> dict[str, tuple[Kind, nn.Parameter]]:
-        """Return the trained tensors besides the adapters, with their kinds."""
+        """Return the trained tensors besides the adapters, with their kinds in a head that is
+        exchanged.
+        """
 
     def factors(self) -> dict[str, nn.Parameter]:
         """Return the LoRA factors of both stages."""
@@ -236,7 +242,14 @@ class Recommender(nn.Module, ABC):
 
     def trained(self) -> dict[str, tuple[Kind, nn.Parameter]]:
         """Return all that is trained here: the stages' factors and the recommender's own."""
-        return {n: (Kind.LORA, p) for n, p in self.factors().items()} | self.own_tensors()
+        found = {n: (Kind.LORA, p) for n, p in self.factors().items()} | self.own_tensors()
+        if self.head_stays:
+            found |= {n: (Kind.PRIVATE, found[n][1]) for n in self.before_the_cut() & found.keys()}
+        return found
+
+    def before_the_cut(self) -> frozenset[str]:
+        """Return the names of all that is trained before the first cut."""
+        return self.entrance | adapter(self.head).keys()
 
     def parameters_of(self, *kinds: Kind) -> dict[str, nn.Parameter]:
         """Return the trained tensors of some kinds, by name."""

@@ -1,6 +1,24 @@
-"""What a client may do to what it sends, and what that is worth."""
+"""What a client may do to what it sends, and what that is worth.
 
-from fellrec.privacy.accounting import epsilon, histories_epsilon
-from fellrec.privacy.veil import Veil, VeiledTrunk, typical_length
+`accounting` is imported by itself: the accountant takes a moment to load.
+"""
 
-__all__ = ["Veil", "VeiledTrunk", "epsilon", "histories_epsilon", "typical_length"]
+from fellrec.privacy.cover import Cover
+from fellrec.privacy.public import activations, made_up, public_bound, typical_length
+from fellrec.privacy.secret import Secret, start_secretly
+from fellrec.privacy.shuffle import ShuffledTrunk, order_is_free
+from fellrec.privacy.veil import Veil, VeiledTrunk
+
+__all__ = [
+    "Cover",
+    "Secret",
+    "ShuffledTrunk",
+    "Veil",
+    "VeiledTrunk",
+    "activations",
+    "made_up",
+    "order_is_free",
+    "public_bound",
+    "start_secretly",
+    "typical_length",
+]

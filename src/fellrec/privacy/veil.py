@@ -2,8 +2,8 @@
 
 An activation that is longer than a bound is scaled down to it, and Gaussian noise is added whose
 expected length is `noise` times the bound, the same in every channel. The bound is public (a
-typical length of activations of histories that nobody had, `typical_length`), so that the noise is
-a Gaussian mechanism in the sense of local differential privacy (`accounting.histories_epsilon`).
+typical length of activations of histories that nobody had, `public.py`), so that the noise is a
+Gaussian mechanism in the sense of local differential privacy (`accounting.histories_epsilon`).
 
 The gradient at the second cut is treated alike, but its bound is the median length of what is sent
 at once: gradients shrink as a model learns, and no public bound would fit. So nothing is promised
@@ -16,7 +16,6 @@ seeded by anything that the server knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import Tensor
 from fellrec.errors import ConfigError
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Trunk
+from fellrec.privacy.wrapped import WrappedTrunk
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,14 @@ def blurred(rows: Tensor, length: float, generator: torch.Generator) -> Tensor:
     return rows + drawn * (length / math.sqrt(rows.shape[-1]))
 
 
-def typical_length(activations: Sequence[Tensor]) -> float:
-    """Return the median length of activations, (length, d) each."""
-    lengths = torch.cat([each.norm(dim=-1) for each in activations])
-    return float(lengths.median())
-
-
-class VeiledTrunk(Trunk):
+class VeiledTrunk(WrappedTrunk):
     """A trunk to which everything goes through a veil, in training and in serving.
 
-    inner: the trunk. generator: draws the noise, in the order of what is sent. One micro-batch at a
-    time: `overlaps` is False.
+    inner: the trunk. generator: draws the noise, in the order of what is sent.
     """
 
     def __init__(self, inner: Trunk, veil: Veil, generator: torch.Generator) -> None:
-        super().__init__()
-        self.inner = inner
-        self.key = inner.key
+        super().__init__(inner)
         self._veil = veil
         self._generator = generator
 
@@ -105,10 +96,6 @@ class VeiledTrunk(Trunk):
     def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
         """Run one more position of each row, (rows, 1, d) both."""
         return self.inner.extend(self._veil.over(hidden, self._generator), beams)
-
-    def end_step(self, squared_norm: float) -> float:
-        """Exchange squared gradient norms; these cross as they are."""
-        return self.inner.end_step(squared_norm)
 
 
 class _VeiledGradient(torch.autograd.Function):

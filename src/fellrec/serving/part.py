@@ -33,6 +33,7 @@ from fellrec.federation.workspace import Workspace
 from fellrec.files import read_tensors
 from fellrec.models.recommender import Kind
 from fellrec.models.stages import load_config
+from fellrec.privacy import Secret
 from fellrec.serving.ranking import Recommends, score
 from fellrec.split.service.channel import Link
 from fellrec.split.service.messages import Greeting
@@ -226,7 +227,7 @@ def open_part(
     held = Held(ClientStore(path, place.name), line)
     try:
         served = held.best()  # a refusal comes before the weights are read
-        workspace = Workspace(config, own.public(), transport=line)
+        workspace = Workspace(config, own.public(), transport=line, noise=Secret.drawn())
     except BaseException as error:
         if line is not None:
             line.close(politely=_calm(error))

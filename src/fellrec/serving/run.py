@@ -18,6 +18,7 @@ from fellrec.federation.runs import finished
 from fellrec.federation.turns import ClientModel, published_model, turn
 from fellrec.federation.workspace import Shares, Workspace, share_data
 from fellrec.models.recommender import Kind
+from fellrec.privacy import Secret
 from fellrec.serving.ranking import Recommends, score
 
 # What may differ from the recipe that was trained: how it is served, and who is scored.
@@ -66,7 +67,8 @@ class Run:
     @cached_property
     def workspace(self) -> Workspace:
         """The run's model, cut."""
-        return Workspace(self.config, self.shares.dataset)
+        secret = Secret.of_seed(self.config.seed)
+        return Workspace(self.config, self.shares.dataset, secret=secret)
 
     def client(self, name: str) -> RunClient:
         """Return one client; RunError lists those there are."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fellrec.errors import FellrecError, RunError, TrainingError, WireError
 from fellrec.federation.deployment import orders
-from fellrec.federation.deployment.dispatch import Dispatch, Terms, start_of, trunk_outline
+from fellrec.federation.deployment.dispatch import Dispatch, Terms, trunk_outline
 from fellrec.federation.deployment.roll import call_roll
 from fellrec.federation.members import Mixed, Trained
 from fellrec.federation.store import CLIENT, COORDINATOR_FILES, RunState, RunStore, Standing
-from fellrec.federation.workspace import trunk_server
+from fellrec.federation.workspace import start_of, trunk_server
 from fellrec.models.adapters import start
 from fellrec.split.service.messages import Message
 from tests.federation.deployment.test_roll import CONFIG, START, came, told

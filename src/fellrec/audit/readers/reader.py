@@ -14,6 +14,7 @@ from fellrec.audit.wiretap import Items, Step
 from fellrec.data.interactions import Ragged
 from fellrec.models.dropout import StepKey
 from fellrec.models.recommender import Recommender, Trunk
+from fellrec.privacy import activations
 
 
 class Reader(ABC):
@@ -87,23 +88,9 @@ class Reader(ABC):
                 found[row] = one_unit(part)
         return [found[row] for row in range(len(histories))]
 
-    @torch.no_grad()
     def activations(self, histories: Ragged) -> list[Tensor]:
         """Return what the head that is installed gives for histories: (length, d) each."""
-        found: dict[int, Tensor] = {}
-        for batch in self.recommender.serving_batches(histories, _BATCH):
-            packed = batch.layout.pack(self.recommender.enter(batch).hidden)
-            parts = packed.split(batch.layout.lengths.tolist())
-            found |= dict(zip(batch.rows.tolist(), parts, strict=True))
-        return [found[row] for row in range(len(histories))]
-
-
-def made_up(rng: np.random.Generator, count: int, longest: int, items: int) -> Ragged:
-    """Make up histories of 1 … `longest` items, drawn evenly: nobody's, so they may be public."""
-    lengths = rng.integers(1, longest + 1, count)
-    return Ragged.from_lengths(
-        lengths, rng.integers(items, size=int(lengths.sum())).astype(np.int32)
-    )
+        return activations(self.recommender, histories)
 
 
 def one_unit(inputs: Tensor) -> Items:

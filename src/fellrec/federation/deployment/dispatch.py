@@ -35,7 +35,7 @@ from fellrec.federation.deployment.trunks import Trunks
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.recommenders import outline_part
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
-from fellrec.federation.workspace import lora_settings, moving
+from fellrec.federation.workspace import lora_settings
 from fellrec.models.adapters import attach
 from fellrec.models.stages import Stage, parse_config
 from fellrec.split.service.messages import Message
@@ -72,11 +72,6 @@ def trunk_outline(config: RunConfig) -> Stage:
     stage = outline_part(config, architecture, "trunk")
     attach(stage, lora_settings(config), config.seed)
     return stage
-
-
-def start_of(config: RunConfig, exchanged: Tensors, trunk: Tensors) -> Start:
-    """Put together what every client starts from."""
-    return Start(exchanged, trunk, moving(config, {**exchanged, **trunk}))
 
 
 class Dispatch:
@@ -120,15 +115,16 @@ class Dispatch:
                 raise TrainingError(f"client {name}: its answer to the round is no report")
             own = {n: each for n, each in self.begun.exchanged.items() if n in self.begun.moving}
             check_adapter(f"client {name}", tensors, own)
-            tokens, steps, seconds, both = 0, 0, 0.0, dict(tensors)
+            tokens, steps, seconds = 0, 0, 0.0
+            trunk: Tensors = {}
             if self.trunks is not None:
                 counted, trunk = self.trunks.collect(name, t)
                 tokens, steps, seconds = counted.positions, counted.steps, counted.seconds
-                both |= {n: each for n, each in trunk.items() if n in self.begun.moving}
         except FellrecError as error:
             return error
         told = TrainReport(report.loss, report.examples, tokens, steps, math.nan, math.nan)
-        return Trained(told, report.before if report.scored else None, both, seconds)
+        before = report.before if report.scored else None
+        return Trained.of(told, before, tensors, trunk, self.begun, seconds)
 
     def receive(self, t: int, name: str, mixed: Mixed) -> Parcel:
         """Hand a client its mixture, and its trunk the other part.

@@ -2,7 +2,8 @@
 
 recipe.toml            what all parties read
 keys/                  certificates and keys, see `credentials`
-clients/NAME/          a client's: data.fellrec, and below `runs` what it keeps
+clients/NAME/          a client's: data.fellrec, the clients' secret where the recipe asks for one,
+                       and below `runs` what it keeps
 trunk/                 the trunk server's adapters
 app/                   the Flower app, flwr/ Flower's own home, logs/ what processes print
 """
@@ -23,6 +24,7 @@ from fellrec.federation.runs import difference
 from fellrec.federation.workspace import Shares, share_data
 from fellrec.files import read_json, write_bytes, write_json
 from fellrec.models import manifest
+from fellrec.privacy import Secret
 from fellrec.split.service.settings import TlsFiles
 
 _DAYS = 7
@@ -53,6 +55,9 @@ class Grounds:
         make_credentials(folder / "keys", grounds.names, days=_DAYS)
         for name in grounds.names:
             grounds.place(name).folder.mkdir(parents=True)
+            if config.privacy.secret_start:
+                secret = Secret.of_seed(config.seed)  # as in a simulation of the same recipe
+                write_bytes(grounds.secret_of(name), secret.key)
         hand_out(shares, config, lambda name: grounds.place(name).data)
         write_json(folder / "clients.json", list(grounds.names))
         return grounds
@@ -101,7 +106,12 @@ class Grounds:
     def place(self, name: str) -> Place:
         """Return a client's machine."""
         own, tls = self.folder / "clients" / name, self.tls(self.keys.clients[name])
-        return Place(own / "data.fellrec", own / "runs", tls, name)
+        secret = self.secret_of(name) if self.secret_of(name).exists() else None
+        return Place(own / "data.fellrec", own / "runs", tls, name, secret=secret)
+
+    def secret_of(self, name: str) -> Path:
+        """Return the file of the clients' common secret in one client's folder."""
+        return self.folder / "clients" / name / "secret"
 
     def tls(self, own: Pair) -> TlsFiles:
         """Return a party's TLS files; own: its certificate and key."""
@@ -118,7 +128,10 @@ class Grounds:
             place.tls.authority,
         )
         keys = ("data", "folder", "certificate", "key", "authority")
-        return {key: str(path.resolve()) for key, path in zip(keys, files, strict=True)}
+        told = {key: str(path.resolve()) for key, path in zip(keys, files, strict=True)}
+        if place.secret is not None:
+            told["secret"] = str(place.secret.resolve())
+        return told
 
     def run_config(self) -> dict[str, str]:
         """Return what the coordinator is told of it."""

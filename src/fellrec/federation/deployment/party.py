@@ -54,6 +54,7 @@ from fellrec.models import manifest
 from fellrec.models.optimiser import without
 from fellrec.models.recommender import Kind
 from fellrec.models.stages import load_config
+from fellrec.privacy import Secret
 from fellrec.split.service.channel import Link
 from fellrec.split.service.messages import Message
 from fellrec.split.service.transport import GrpcTransport, greet
@@ -112,7 +113,7 @@ class Party:
                 f"{config.data.split!r}; make it again"
             )
         digest = check_client(config)
-        workspace = Workspace(config, own.public(), transport=_transport(config, None))
+        workspace = _workspace(config, self.place, own, _transport(config, None))
         folder = self.place.run(order.run)
         write_bytes(folder / "config.toml", config.to_toml().encode())
         self.place.note(order.run)
@@ -172,9 +173,8 @@ class _Desk:
         self._config = config
         self._connection = connection
         self._own: ClientFile = read_client_file(place.data)
-        self._workspace = Workspace(
-            config, self._own.public(), transport=_transport(config, connection)
-        )
+        transport = _transport(config, connection)
+        self._workspace = _workspace(config, place, self._own, transport)
         self._quota = Quota(order.samples, order.valid_users, order.test_users)
         self._client: Client = self._workspace.client(place.name, self._own.split, self._quota)
         self._work = Work(config, self._workspace, observer)
@@ -273,6 +273,23 @@ class _Desk:
 
     def _log(self, folder: Path) -> None:
         self._workspace.ledger.append_csv(folder / "ledger.csv")
+
+
+def _workspace(
+    config: RunConfig, place: Place, own: ClientFile, transport: Transport | None
+) -> Workspace:
+    """Put the client's model together, with noise that nobody else can draw.
+
+    Raises ConfigError where the recipe asks for a secret that this machine has not been given.
+    """
+    if config.privacy.secret_start and place.secret is None:
+        raise ConfigError(
+            "privacy.secret_start: this client has no secret; give its SuperNode a file that all "
+            "clients have alike (secret of --node-config)"
+        )
+    secret = Secret.read(place.secret) if place.secret is not None else None
+    noise = Secret.drawn()
+    return Workspace(config, own.public(), transport=transport, secret=secret, noise=noise)
 
 
 class _Nowhere:

@@ -27,7 +27,8 @@ class Place:
     data: the client's file (`data.client_file`). folder: where its runs are kept, one folder each.
     tls: by which it is known to the trunk. name: the client's, as its certificate says. overrides:
     of the recipe, for this machine. retry_seconds: how long a trunk may be out of reach before it
-    is given up.
+    is given up. secret: a file that all clients have alike and no server has, for the recipe's
+    `privacy.secret_start`.
     """
 
     data: Path
@@ -36,11 +37,12 @@ class Place:
     name: str
     overrides: Mapping[str, object] = field(default_factory=dict)
     retry_seconds: float = 60.0
+    secret: Path | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Place:
-        """Read it from a node's configuration: `KEYS`, and if wanted `overrides` and
-        `retry-seconds`.
+        """Read it from a node's configuration: `KEYS`, and if wanted `overrides`, `retry-seconds`
+        and `secret`.
 
         Raises ConfigError for a key that is missing or can't be used.
         """
@@ -61,7 +63,11 @@ class Place:
         retry = values.get("retry-seconds", 60.0)
         if isinstance(retry, bool) or not isinstance(retry, int | float) or retry < 0:
             raise ConfigError(f"retry-seconds of --node-config: a number of seconds, got {retry!r}")
-        return cls(data, folder, tls, name_in(tls.certificate), overrides, float(retry))
+        secret = values.get("secret")
+        if secret is not None and (not isinstance(secret, str) or not secret):
+            raise ConfigError(f"secret of --node-config: the path of a file, got {secret!r}")
+        name, kept = name_in(tls.certificate), Path(secret) if secret else None
+        return cls(data, folder, tls, name, overrides, float(retry), kept)
 
     def run(self, run: str) -> Path:
         """Return the folder of a run."""

@@ -19,7 +19,7 @@ from fellrec.errors import ConfigError, FellrecError, RunError
 from fellrec.federation.coordinator import Coordinator
 from fellrec.federation.decisions import check_deployable
 from fellrec.federation.deployment.agreement import agreed
-from fellrec.federation.deployment.dispatch import Dispatch, Terms, start_of, trunk_outline
+from fellrec.federation.deployment.dispatch import Dispatch, Terms, trunk_outline
 from fellrec.federation.deployment.orders import Introduction, TestScores
 from fellrec.federation.deployment.roll import Roll, call_roll
 from fellrec.federation.deployment.trunks import Trunks
@@ -35,6 +35,7 @@ from fellrec.federation.runs import claim
 from fellrec.federation.sizes import server_sizes, shares
 from fellrec.federation.store import CLIENT, COORDINATOR_FILES, SERVER, RunState, RunStore
 from fellrec.federation.summary import About, ClientResult, summarise
+from fellrec.federation.workspace import start_of
 from fellrec.files import alone_in, read_json, write_json
 from fellrec.models.adapters import start
 from fellrec.models.stages import Stage
