@@ -38,6 +38,14 @@ CASES: dict[str, dict[str, object]] = {
     "local": {**SMALL, "balance.strategy": "local", "model.item_residual": "local"},
     "patience": {**SMALL, "train.rounds": 4, "train.patience": 1, "train.learning_rate": 0.2},
     "change": {**SMALL, "balance.space": "change", "train.micro_batches": 2, "train.windows": 2},
+    "private": {
+        **SMALL,
+        "model.item_residual": "local",
+        "privacy.noise": 1.0,
+        "privacy.private_head": True,
+        "privacy.secret_start": 0.5,
+        "privacy.exchange_trunk": False,
+    },
     "no trunk": {**SMALL, "model.k_in": 2, "split.codec": "bf16"},
     "two models": {
         **SMALL,

@@ -52,6 +52,13 @@ CASES: Mapping[str, Mapping[str, object]] = {
         "balance.proximal": 0.5,
         "lora.alternate": True,
     },
+    # A head that never leaves, from a start that no server knows, and trunks that are not mixed.
+    "private": {
+        "model.item_residual": "local",
+        "privacy.private_head": True,
+        "privacy.secret_start": 0.5,
+        "privacy.exchange_trunk": False,
+    },
     "local, no trunk": {"balance.strategy": "local", "model.k_out": 2},
     "no round": {"train.rounds": 0},
 }
