@@ -235,3 +235,38 @@ def test_noise_hides_what_it_is_strong_enough_for_and_says_its_price(
     assert much.veil.difference.mean == pytest.approx(much.veil.score.mean - much.veil.without.mean)
     assert much.veil.epsilon is not None and much.veil.epsilon > 0 and little.veil.epsilon is None
     assert rescore(run).differences == ()
+
+
+def test_a_secret_start_hides_the_head_from_who_has_the_public_one(
+    toys: Toys, tmp_path: Path
+) -> None:
+    """Next to nothing is learned, so only the start tells base from what the client has."""
+    private: dict[str, object] = {
+        "train.learning_rate": 1e-12,
+        "model.item_residual": "none",
+        "privacy.private_head": True,
+    }
+    known = found(attacked(made(toys, tmp_path / "known", private)))
+    secret = found(
+        attacked(made(toys, tmp_path / "secret", {**private, "privacy.secret_start": 2}))
+    )
+    assert known["search", "base"] == known["search", "adapters"] == 1
+    assert secret["search", "base"] == secret["search", "adapters"] < 0.8
+
+
+def test_a_shuffled_history_is_put_in_order_and_read(toys: Toys, tmp_path: Path) -> None:
+    """Shuffled positions are told by what they hold; without being put in order, none is read."""
+    overrides = {**_texts(toys, "recformer", 0), "privacy.shuffle": True}
+    run = made(toys, tmp_path / "run", overrides)
+    done = attacked(run)
+    assert found(done)["search", "adapters"] > 0.99
+    assert told(done)["gradient", "adapters"] == 1
+
+
+def test_a_runs_own_noise_is_what_is_attacked(toys: Toys, tmp_path: Path) -> None:
+    run = made(toys, tmp_path / "run", {"privacy.noise": 3.0, "privacy.bound": 2.0})
+    done = attacked(run)
+    assert done.veil is not None and (done.veil.noise, done.veil.bound) == (3.0, 2.0)
+    assert found(done)["search", "adapters"] < 0.8
+    with pytest.raises(ConfigError, match="leave out --noise"):
+        audit(run, users=2, noise=1.0)
