@@ -33,6 +33,8 @@ from fellrec.config.sections import (
 from fellrec.config.shipped import read_recipe
 from fellrec.errors import ConfigError
 
+LEAST_USER_NOISE = 0.3  # below it ε soon passes a hundred, and is slow to work out
+
 
 class RunConfig(Section):
     """Everything that decides a run."""
@@ -122,6 +124,18 @@ class RunConfig(Section):
             raise ValueError(
                 "privacy.secret_start: is measured against weights, which model.quantize packs; "
                 "leave one of them out"
+            )
+        if privacy.epsilon and not privacy.user_noise:
+            raise ValueError("privacy.epsilon: is spent with noise; set privacy.user_noise too")
+        if 0 < privacy.user_noise < LEAST_USER_NOISE:
+            raise ValueError(
+                f"privacy.user_noise: promises next to nothing below {LEAST_USER_NOISE}, got "
+                f"{privacy.user_noise}; raise it"
+            )
+        if privacy.user_noise and (self.train.windows > 1 or self.train.samples):
+            key = "train.samples = 0" if self.train.samples else "train.windows = 1"
+            raise ValueError(
+                f"privacy.user_noise: each user may add one window to a step; set {key}"
             )
         if privacy.shuffle and model.recommender != "recformer":
             raise ValueError(

@@ -177,6 +177,16 @@ class PrivacyConfig(Section):
     that clients agree on and no server knows."""
     shuffle: bool = False
     """Send positions in random order, where the base attends to all of them alike ("recformer")."""
+    user_noise: NotNegative = 0.0
+    """User-level differential privacy of what is exchanged: noise on the sum of users' gradients,
+    its standard deviation over `user_clip`. The trunk's adapter then rests. 0 for none."""
+    user_clip: Positive = 1.0
+    """Longest gradient of one user, where there is such noise."""
+    epsilon: NotNegative = 0.0
+    """Most that a client may spend of its users' privacy; then it learns no more. 0 sets no limit,
+    and what was spent is told."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ of differential privacy, for all that is told of it."""
     exchange_trunk: bool = True
     """Whether the trunk's adapters are mixed; else each client's stays as its trunk trains it."""
 

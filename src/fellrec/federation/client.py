@@ -7,9 +7,8 @@ and a trunk that may be anywhere.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,9 +21,11 @@ from fellrec.data.interactions import Split
 from fellrec.data.sampling import few_shot, some_users
 from fellrec.errors import TrainingError
 from fellrec.evaluation.ranking import mean_metrics, rank_scores, ranking_metrics
+from fellrec.federation.steps import Step, steps
 from fellrec.models.adapters import take_turns, write
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
+from fellrec.privacy.user_level import UserLevel
 
 Progress = Callable[[int, int, float], None]
 Scores = dict[str, npt.NDArray[np.float64]]
@@ -36,7 +37,7 @@ class ClientSettings:
 
     in_flight: micro-batches that may be on their way at the same time. samples: examples it trains
     on, drawn once; valid_users, test_users: users it is scored on, drawn once. 0 takes all.
-    alternate: rounds train B and A in turn.
+    alternate: rounds train B and A in turn. user_level: steps are private, see there.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class ClientSettings:
     valid_users: int = 0
     test_users: int = 0
     alternate: bool = False
+    user_level: UserLevel | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class TrainReport:
     loss: mean over the round's training targets. examples: targets in one epoch. The rest stays in
     the client's log: positions that went through the model, steps, seconds of both sides together,
     seconds spent waiting for the trunk.
+
+    epsilon: what its uploads, this one too, tell of each of its users (`privacy.accounting`), 0
+    where that is not bounded. last: whether its budget covers no further round.
     """
 
     loss: float
@@ -69,13 +74,16 @@ class TrainReport:
     steps: int
     seconds: float
     waiting: float
+    epsilon: float = 0.0
+    last: bool = False
 
 
 class Client:
     """A party with histories of its own.
 
     name: its id. data: its users. recommender, trunk: the model; a simulation lends one model to
-    one client at a time, so `install` comes before anything else.
+    one client at a time, so `install` comes before anything else. secretly: draws what nobody else
+    may draw again, where steps are private.
     """
 
     def __init__(
@@ -85,12 +93,14 @@ class Client:
         recommender: Recommender,
         trunk: Trunk,
         settings: ClientSettings,
+        secretly: torch.Generator | None = None,
     ) -> None:
         self.name = name
         self.data = data
         self.recommender = recommender
         self.trunk = trunk
         self.settings = settings
+        self.secretly = secretly or torch.Generator()
         self._moments: Mapping[str, Tensor] = {}
         self._anchors: Mapping[str, Tensor] | None = None
         self.learned_from = (
@@ -111,7 +121,7 @@ class Client:
 
         anchors: what a proximal term pulls exchanged tensors towards; None: what they now become.
         """
-        self._point(round, 0, 0)
+        self.point(round, 0, 0)
         if self.settings.alternate:
             take_turns(self.recommender.factors(), round)
         write(self.exchanged(), exchanged)
@@ -149,29 +159,48 @@ class Client:
         anchors = self.exchanged() if self._anchors is None else self._anchors
         optimiser = Optimiser(trained, settings.optimiser, anchors)
         optimiser.load(self._moments)
-        epochs = [self.epoch(round, number) for number in range(settings.local_epochs)]
-        total, step, tokens, loss_sum, targets_sum = sum(map(len, epochs)), 0, 0, 0.0, 0
-        for batches in epochs:
-            self._training(False)
-            self.recommender.begin_epoch(self.trunk)
-            self._training(True)
-            for batch in batches:
-                batch_loss = self._step(round, step, batch, optimiser)
-                loss_sum += batch_loss * len(batch.targets)
-                targets_sum, tokens = targets_sum + len(batch.targets), tokens + batch.layout.total
-                step += 1
-                progress(step, total, batch_loss)
+        done: list[Step] = []
+        loss_sum, targets_sum = 0.0, 0
+        for step in steps(self, round, optimiser):
+            done.append(step)
+            loss_sum, targets_sum = loss_sum + step.loss * step.targets, targets_sum + step.targets
+            progress(len(done), step.total, step.loss)
         check_finite(self.name, round, trained)
         self._moments = optimiser.state()
         self._training(False)
         return TrainReport(
             loss=loss_sum / max(targets_sum, 1),
-            examples=sum(len(batch.targets) for batch in epochs[0]) if epochs else 0,
-            tokens=tokens,
-            steps=step,
+            examples=self._examples(done),
+            tokens=sum(step.positions for step in done),
+            steps=len(done),
             seconds=time.perf_counter() - start,
             waiting=getattr(self.trunk, "seconds", 0.0) - waited,
         )
+
+    def _examples(self, done: Sequence[Step]) -> int:
+        """Count an epoch's targets; users where steps are private: more would tell of one."""
+        if self.settings.user_level is not None:
+            return len(self.learners)
+        return sum(step.targets for step in done if step.epoch == 0)
+
+    @property
+    def learners(self) -> npt.NDArray[np.int64]:
+        """Rows of the histories that there is something to learn from, (n,)."""
+        return np.flatnonzero(self.learned_from.lengths() >= 2)
+
+    def begin_epoch(self) -> None:
+        """Make the model ready for an epoch of training."""
+        self._training(False)
+        self.recommender.begin_epoch(self.trunk)
+        self._training(True)
+
+    def alone(self, users: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Batch]:
+        """Return a batch of its own for each of some rows of the histories, with one window."""
+        if not len(users):
+            return []
+        data = self.learned_from.take(users)
+        batches = self.recommender.training_batches(data, len(users), 1, rng)
+        return [part for batch in batches for part in batch.micro(len(batch.rows))]
 
     def epoch(self, round: int, number: int) -> list[Batch]:
         """Return the batches of one of a round's epochs: the same ones every time."""
@@ -179,67 +208,12 @@ class Client:
             self.learned_from,
             self.settings.batch_size,
             self.settings.windows,
-            self._rng("batches", str(round), str(number)),
+            self.batch_rng(round, number),
         )
 
-    def _step(self, round: int, step: int, batch: Batch, optimiser: Optimiser) -> float:
-        """Make one optimiser step on both sides: the batch's mean loss.
-
-        The loss is divided by the targets of the whole batch before micro-batches are cut, so that
-        their gradients add up to the whole batch's (METHOD section 2).
-        """
-        parts = list(enumerate(batch.micro(self.settings.micro_batches)))
-        size = self.settings.in_flight if self.trunk.overlaps else 1
-        batch_loss = 0.0
-        for first in range(0, len(parts), size):
-            group = parts[first : first + size]
-            run = self._one_after_another if len(group) == 1 else self._side_by_side
-            for loss in run(round, step, group, len(batch.targets)):
-                batch_loss += loss
-                if not math.isfinite(batch_loss):
-                    raise TrainingError(
-                        f"client {self.name}: the loss is {batch_loss} at step {step} of round "
-                        f"{round}; lower train.learning_rate"
-                    )
-        optimiser.pull()
-        norm = optimiser.squared_norm()
-        optimiser.step(norm + self.trunk.end_step(norm))
-        return batch_loss
-
-    def _one_after_another(
-        self, round: int, step: int, parts: Sequence[tuple[int, Batch]], targets: int
-    ) -> Iterator[float]:
-        """Yield the loss of each micro-batch, then run it backward."""
-        for micro, part in parts:
-            self._point(round, step, micro)
-            loss = self.recommender.loss(self.trunk, part) / targets
-            yield float(loss.detach())
-            loss.backward()
-
-    def _side_by_side(
-        self, round: int, step: int, parts: Sequence[tuple[int, Batch]], targets: int
-    ) -> Iterator[float]:
-        """Do the same while client and trunk work at the same time.
-
-        All heads run before the first tail, and all tails before the first way back through a
-        head; gradients add up in the order of the micro-batches, as without.
-        """
-        under_way = []
-        for micro, part in parts:
-            self._point(round, step, micro)
-            entered = self.recommender.enter(part)
-            under_way.append((micro, part, entered, self.trunk.begin(entered.hidden, part.layout)))
-        for micro, part, entered, crossing in under_way:
-            self._point(round, step, micro)
-            loss = self.recommender.leave(crossing.outputs(), entered, part) / targets
-            yield float(loss.detach())
-            # What head and tail share is walked through twice.
-            loss.backward(retain_graph=entered.shared is not None)
-            crossing.send_gradient()
-        for _, _, entered, crossing in under_way:
-            gradient = crossing.input_gradient()
-            if entered.hidden.requires_grad:
-                entered.hidden.backward(gradient)
+    def batch_rng(self, round: int, number: int) -> np.random.Generator:
+        """Return what draws the batches of an epoch."""
+        return self._rng("batches", str(round), str(number))
 
     def evaluate(self, target: Literal["valid", "test"]) -> Scores:
         """Rank the whole catalogue for each user, history masked: metric -> (users,) float64.
@@ -307,7 +281,7 @@ class Client:
         self.recommender.train(mode)
         self.trunk.train(mode)
 
-    def _point(self, round: int, step: int, micro: int) -> None:
+    def point(self, round: int, step: int, micro: int) -> None:
         """Tell every stage where training stands."""
         for key in (self.recommender.head.key, self.recommender.tail.key, self.trunk.key):
             key.seed, key.client = self.settings.seed, self.name

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -112,7 +112,9 @@ class Round:
             valid[name] = score
             self._count_metrics(name, 1)
             standing, patience = standings.get(name, Standing()), self._config.train.patience
-            standings[name], improved = judge(standing, score, self.t + 1, patience)
+            judged, improved = judge(standing, score, self.t + 1, patience)
+            last = self._reports[name].last
+            standings[name] = replace(judged, stopped=judged.stopped or last)
             self._store.keep_best(self.t + 1, name, improved=improved)
         self._check_enough(len(self._reports.keys() - self._failed.keys()))
         for name in self._names:
@@ -123,7 +125,10 @@ class Round:
                 rows.remove()
         record = self._record(valid)
         self._log(record)
-        state = RunState(self.t + 1, standings)
+        sent = dict(self._state.contributed)
+        for name in self._reports:
+            sent[name] = sent.get(name, 0) + 1
+        state = RunState(self.t + 1, standings, contributed=sent)
         self._store.commit(state)
         self._observer.round_ends(record)
         return state
@@ -236,6 +241,8 @@ class Round:
                 "waiting_seconds": round(report.waiting, 3),
                 "server_seconds": round(record.server_seconds[name], 3),
             }
+            if report.epsilon:
+                line["epsilon"] = report.epsilon
             append_line(self._store.path / "metrics.jsonl", json.dumps(finite(line)))
         for name, reason in record.failed.items():
             line = {"round": record.round, "client": name, "failed": reason}

@@ -103,6 +103,7 @@ def _train(
         shares.split.dropped,
         len(shares.dataset.catalogue),
         sizes(workspace.recommender, server),
+        server.width if server is not None else 0,
     )
     metric = config.evaluation.metric
     results = [result_of(c, scores[name], metric) for name, c in simulation.clients.items()]

@@ -103,7 +103,8 @@ class Simulation:
         Raises TrainingError or WireError, as `try_on` does.
         """
         model = stored_model(self.store, self.workspace, t, name)
-        learned = self.work.learn(self.clients[name], t, model, self.anchor)
+        sent = self.store.state().contributed.get(name, 0)
+        learned = self.work.learn(self.clients[name], t, model, self.anchor, contributed=sent)
         after = learned.model
         check_finite(name, t, after.trunk)
         self.store.put(t + 1, CLIENT, name, "private", after.private)

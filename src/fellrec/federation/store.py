@@ -62,11 +62,14 @@ class Standing:
 
 @dataclass
 class RunState:
-    """round: finished rounds. finished: early stopping ended the run."""
+    """round: finished rounds. standings: of who completed any. logs: their sizes. contributed:
+    rounds for which each client sent an upload, completed or not.
+    """
 
     round: int = 0
     standings: dict[str, Standing] = field(default_factory=dict)
     logs: dict[str, int] = field(default_factory=dict)
+    contributed: dict[str, int] = field(default_factory=dict)
 
 
 class RunStore:
@@ -104,7 +107,8 @@ class RunStore:
         try:
             standings = {str(name): Standing(**entry) for name, entry in raw["standings"].items()}
             logs = {log: int(size) for log, size in raw["logs"].items()}
-            state = RunState(int(raw["round"]), standings, logs)
+            sent = {str(name): int(count) for name, count in raw.get("contributed", {}).items()}
+            state = RunState(int(raw["round"]), standings, logs, sent)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: is damaged ({error!r})") from error
         if str(state.round) != number:

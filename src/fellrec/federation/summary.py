@@ -18,6 +18,7 @@ from fellrec.data.sampling import examples
 from fellrec.evaluation.balance import balance, sampling_gap
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Client, Scores
+from fellrec.federation.promises import promises
 from fellrec.federation.store import RunState
 from fellrec.federation.workspace import seeded
 from fellrec.files import finite
@@ -26,13 +27,16 @@ from fellrec.split.ledger import Ledger
 
 @dataclass(frozen=True)
 class About:
-    """What a summary begins with. cost: what each side holds, see `sizes`."""
+    """What a summary begins with. sizes: what each side holds, see there. width: channels at the
+    cut, 0 where there is none.
+    """
 
     dataset: str
     users: int
     dropped: int
     items: int
     sizes: Mapping[str, int | float]
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ def summarise(
         },
         "cost": _cost(path, about, lines),
     }
+    promised = promises(config, lines, about.width)
+    if promised:
+        summary["privacy"] = promised
     checked: dict[str, Any] = finite(summary)
     return checked
 

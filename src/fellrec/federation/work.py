@@ -6,9 +6,10 @@ in where its trunk is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fellrec.config import RunConfig
+from fellrec.errors import TrainingError
 from fellrec.federation.client import Client, Scores, TrainReport
 from fellrec.federation.decisions import strategy_for
 from fellrec.federation.observer import Observer
@@ -44,20 +45,32 @@ class Work:
         model: ClientModel,
         anchor: Anchor | None = None,
         *,
+        contributed: int = 0,
         own: bool = False,
     ) -> Learned:
         """Train for a round on the client's histories; anchor: see `turns.turn`.
 
-        own: a second model of the client's, which nobody scores before mixing.
+        contributed: rounds for which it has sent an upload already. own: a second model of the
+        client's, which nobody scores before mixing.
 
-        Raises TrainingError when it diverged, WireError when the trunk refused or was lost.
+        Raises TrainingError when it diverged, or when its privacy budget does not cover the round;
+        WireError when the trunk refused or was lost.
         """
-        before = None
+        before, budget = None, self.workspace.budget(client)
+        if budget is not None and not budget.allows(contributed + 1):
+            raise TrainingError(
+                f"client {client.name}: its privacy budget does not cover round {t}, ε would be "
+                f"{budget.after(contributed + 1):.2f} of {budget.epsilon:g}; "
+                "raise privacy.epsilon or privacy.user_noise"
+            )
         doing = "learn its own" if own else "learn"
         with turn(self.workspace, client, t, model, anchor, doing=doing) as it:
             report = client.train(t, lambda *now: self.observer.step(client.name, *now))
             if not own and self.config.evaluation.before_mixing and self._exchanges:
                 before = self._validate(client)
+        if budget is not None:
+            epsilon, more = budget.after(contributed + 1), budget.allows(contributed + 2)
+            report = replace(report, epsilon=epsilon, last=not more)
         return Learned(report, before, it.finished(), it.server_seconds)
 
     def try_on(self, client: Client, t: int, model: ClientModel) -> tuple[float, ClientModel]:

@@ -7,9 +7,11 @@ on them, and what is theirs (adapters, private tensors, moments) is on disk betw
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +31,24 @@ from fellrec.models.adapters import LoraSettings, adapter, attach
 from fellrec.models.optimiser import OptimiserSettings
 from fellrec.models.recommender import Kind, NoTrunk, Trunk
 from fellrec.models.stages import Role, Stage
-from fellrec.privacy import Cover, Secret, Veil, order_is_free, public_bound, start_secretly
+from fellrec.privacy import (
+    Cover,
+    Secret,
+    UserLevel,
+    Veil,
+    order_is_free,
+    public_bound,
+    start_secretly,
+)
 from fellrec.split.codecs import Codec
 from fellrec.split.frames import MAX_CLIENT_BYTES
 from fellrec.split.ledger import Ledger
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport, Transport
 from fellrec.split.trunk import SessionSettings, TrunkServer
+
+if TYPE_CHECKING:
+    from fellrec.privacy.accounting import Budget
 
 _Counts = npt.NDArray[np.int64]
 Spread = Callable[[int, _Counts], _Counts]
@@ -186,7 +199,14 @@ def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
         valid_users=quota.valid_users,
         test_users=quota.test_users,
         alternate=config.lora.alternate,
+        user_level=user_level(config),
     )
+
+
+def user_level(config: RunConfig) -> UserLevel | None:
+    """Read what the [privacy] section asks of steps; None where these are not private."""
+    privacy = config.privacy
+    return UserLevel(privacy.user_noise, privacy.user_clip) if privacy.user_noise else None
 
 
 def moving(config: RunConfig, names: Iterable[str]) -> set[str]:
@@ -196,7 +216,8 @@ def moving(config: RunConfig, names: Iterable[str]) -> set[str]:
 
 def start_of(config: RunConfig, exchanged: Tensors, trunk: Tensors) -> Start:
     """Put together what every client starts from."""
-    mixed = {**exchanged, **trunk} if config.privacy.exchange_trunk else exchanged
+    apart = config.privacy.user_noise or not config.privacy.exchange_trunk  # it rests, or stays
+    mixed = exchanged if apart else {**exchanged, **trunk}
     return Start(exchanged, trunk, moving(config, mixed))
 
 
@@ -210,9 +231,12 @@ def load_adapted(config: RunConfig, base: Path, role: Role) -> Stage:
 def trunk_server(config: RunConfig) -> TrunkServer | None:
     """Load the trunk of a recipe, ready to answer frames; None where no block is left for it."""
     stage = load_adapted(config, fetch_model(config.model.base), "trunk")
+    optimiser = optimiser_settings(config)
+    if config.privacy.user_noise:  # the trunk's adapter rests
+        optimiser = replace(optimiser, learning_rate=0.0, proximal=0.0)
     settings = SessionSettings(
         config.seed,
-        optimiser_settings(config),
+        optimiser,
         config.train.micro_batches,
         config.split.max_frame_mib << 20,
         config.split.max_cache_mib << 20,
@@ -297,7 +321,21 @@ class Workspace:
 
     def client(self, name: str, data: Split, quota: Quota = Quota()) -> Client:
         """Return a client that works on this model when its turn comes."""
-        return Client(name, data, self.recommender, self.trunk, client_settings(self.config, quota))
+        settings = client_settings(self.config, quota)
+        users = self.cover.users
+        return Client(name, data, self.recommender, self.trunk, settings, users)
+
+    def budget(self, client: Client) -> Budget | None:
+        """What a client may tell of its users; None where that is not bounded."""
+        config, privacy = self.config, self.config.privacy
+        if not privacy.user_noise:
+            return None
+        from fellrec.privacy.accounting import Budget  # loads an accountant, for this alone
+
+        users, size = len(client.learners), config.train.batch_size
+        steps = config.train.local_epochs * -(-users // size)
+        limit = privacy.epsilon or math.inf
+        return Budget(privacy.user_noise, min(1.0, size / users), steps, privacy.delta, limit)
 
     def initial(self, *kinds: Kind) -> dict[str, Tensor]:
         """The tensors of some kinds that every client starts from."""

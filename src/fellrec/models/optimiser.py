@@ -62,6 +62,11 @@ class Optimiser:
             else None
         )
 
+    @property
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What is trained."""
+        return self._parameters.values()
+
     def pull(self) -> None:
         """Add the proximal term's gradient, μ (θ - anchor), before the norm is taken.
 

@@ -7,15 +7,19 @@ from fellrec.privacy.cover import Cover
 from fellrec.privacy.public import activations, made_up, public_bound, typical_length
 from fellrec.privacy.secret import Secret, start_secretly
 from fellrec.privacy.shuffle import ShuffledTrunk, order_is_free
+from fellrec.privacy.user_level import PrivateSum, UserLevel, drawn
 from fellrec.privacy.veil import Veil, VeiledTrunk
 
 __all__ = [
     "Cover",
+    "PrivateSum",
     "Secret",
     "ShuffledTrunk",
+    "UserLevel",
     "Veil",
     "VeiledTrunk",
     "activations",
+    "drawn",
     "made_up",
     "order_is_free",
     "public_bound",

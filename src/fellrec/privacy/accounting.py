@@ -7,6 +7,8 @@ Both by `dp-accounting`, Google's accountant, which works with the distribution 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cache
 
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
@@ -54,3 +56,49 @@ def histories_epsilon(noise: float, width: int, positions: int, times: int, delt
     once for each epoch of training and for each time it is scored.
     """
     return epsilon(noise / (2 * math.sqrt(width)), positions * times, delta)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a client may tell of each of its users, in all rounds together.
+
+    noise: see `user_level.UserLevel`. share: probability with which a user is drawn for a step.
+    steps: of a round. delta: of differential privacy. epsilon: the most that may be spent.
+
+    What is protected is one user with all of its history: adapters that were learned with this user
+    or without are hard to tell apart (neighbours differ by adding or removing one). Rounds compose,
+    and so do all that come from them, mixtures too.
+    """
+
+    noise: float
+    share: float
+    steps: int
+    delta: float
+    epsilon: float = math.inf
+
+    def after(self, rounds: int) -> float:
+        """Return ε of so many rounds' uploads."""
+        return subsampled_epsilon(self.noise, self.share, self.steps * rounds, self.delta)
+
+    def allows(self, rounds: int) -> bool:
+        """Whether so many rounds are within the budget."""
+        return self.after(rounds) <= self.epsilon
+
+
+@cache
+def subsampled_epsilon(noise: float, share: float, times: int, delta: float) -> float:
+    """Return ε, at δ = `delta`, of so many sums of users who are drawn by chance.
+
+    noise: its standard deviation over the most that one user adds (L2). share: probability with
+    which each is drawn (Poisson sampling), 1 for all. Neighbours differ by adding or removing one
+    user. Infinite without noise; 0 where nothing is released. Raises ConfigError as `epsilon` does,
+    and for a share that is none.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share = {share}: take a probability above 0")
+    if share == 1 or not noise or not times:
+        return epsilon(noise, times, delta)
+    accountant = PLDAccountant()
+    gaussian = dp_event.GaussianDpEvent(noise)
+    accountant.compose(dp_event.PoissonSampledDpEvent(share, gaussian), times)
+    return float(accountant.get_epsilon(delta))

@@ -20,13 +20,15 @@ from fellrec.privacy.veil import Veil, VeiledTrunk
 @dataclass(frozen=True)
 class Cover:
     """veil: what activations and gradients are blurred by, None for not at all. shuffles: whether
-    positions go in random order. noise, order: what draws them.
+    positions go in random order. noise, order: what draws them. users: draws the users of private
+    steps, and the noise on what they add up to (`user_level`).
     """
 
     veil: Veil | None = None
     shuffles: bool = False
     noise: torch.Generator = field(default_factory=torch.Generator, repr=False)
     order: torch.Generator = field(default_factory=torch.Generator, repr=False)
+    users: torch.Generator = field(default_factory=torch.Generator, repr=False)
 
     def over(self, trunk: Trunk) -> Trunk:
         """Return a trunk to which everything goes under the cover."""
@@ -38,6 +40,7 @@ class Cover:
 
     def renew(self, secret: Secret, client: str, round: int, doing: str) -> None:
         """Start the generators of a client's turn. doing: what it is for, once in a round."""
-        for name, generator in (("noise", self.noise), ("order", self.order)):
+        own = {"noise": self.noise, "order": self.order, "users": self.users}
+        for name, generator in own.items():
             fresh = secret.generator(name, client, str(round), doing)
             generator.set_state(fresh.get_state())

@@ -25,6 +25,7 @@ def agreed(config: RunConfig) -> str:
         "split": values["split"],
         "model": {key: values["model"][key] for key in _MODEL},
         "train": {key: values["train"][key] for key in _TRAIN},
+        "rests": bool(values["privacy"]["user_noise"]),
     }
     text = json.dumps(shared, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

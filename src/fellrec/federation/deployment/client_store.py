@@ -9,6 +9,7 @@ label holds the logs up to it, so that they never count a round that was lost.
     client.json                    who keeps this, and where its data and keys are
     rounds/<label>/                adapter, private, optimiser, best_adapter, best_private
                                    metrics.jsonl, ledger.csv
+    contributed.json               rounds for which it may have sent uploads, where that is counted
     clients/<id>/                  best and last tensors once the run has ended, scores.parquet
     metrics.jsonl, ledger.csv      the logs once the run has ended
 """
@@ -21,13 +22,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fellrec.errors import RunError
 from fellrec.federation.store import CLIENT, LOGS
 from fellrec.files import (
     link_or_copy,
     link_tree,
+    read_json,
     read_tensors,
     sync_folder,
     write_bytes,
+    write_json,
     write_tensors,
 )
 
@@ -47,6 +51,21 @@ class ClientStore:
         if not self._rounds.exists():
             return []
         return sorted(int(p.name) for p in self._rounds.iterdir() if p.name.isdecimal())
+
+    def contribute(self) -> int:
+        """Count one more round for which this client may send an upload: how many were before.
+
+        Counted before it trains: what a crash may have let out is spent. RunError where the count
+        is damaged, since nobody knows then what is left of the users' privacy.
+        """
+        path = self.path / "contributed.json"
+        before = read_json(path) if path.exists() else 0
+        if not isinstance(before, int) or before < 0:
+            raise RunError(f"{path}: is damaged; what was spent of privacy is not known any more")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(path, before + 1)
+        sync_folder(self.path)
+        return before
 
     def read(self, label: int, name: str) -> dict[str, Tensor] | None:
         """Read one file of a label; None where it is not here."""

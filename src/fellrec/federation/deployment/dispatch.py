@@ -122,7 +122,16 @@ class Dispatch:
                 tokens, steps, seconds = counted.positions, counted.steps, counted.seconds
         except FellrecError as error:
             return error
-        told = TrainReport(report.loss, report.examples, tokens, steps, math.nan, math.nan)
+        told = TrainReport(
+            report.loss,
+            report.examples,
+            tokens,
+            steps,
+            math.nan,
+            math.nan,
+            report.epsilon,
+            report.last,
+        )
         before = report.before if report.scored else None
         return Trained.of(told, before, tensors, trunk, self.begun, seconds)
 
@@ -241,7 +250,7 @@ class Dispatch:
 def _possible(report: Report) -> bool:
     """Whether a report can be true."""
     scored = not report.scored or math.isnan(report.before) or _share(report.before)
-    return math.isfinite(report.loss) and scored
+    return math.isfinite(report.loss) and scored and report.epsilon >= 0
 
 
 def _share(score: float) -> bool:

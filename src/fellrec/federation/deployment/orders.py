@@ -110,13 +110,17 @@ class Report(Message):
     """Answer to `Train`; its tensors are those that are mixed.
 
     loss: mean over the round's targets. examples: targets in one epoch. scored: whether `before`,
-    the validation score without mixing, was asked for; it is NaN without targets.
+    the validation score without mixing, was asked for; it is NaN without targets. epsilon: what
+    the client's uploads, this one too, tell of each of its users, 0 where that is not bounded.
+    last: whether its privacy budget covers no further round.
     """
 
     loss: float
     examples: Number
     scored: bool
     before: float
+    epsilon: float = 0.0
+    last: bool = False
 
 
 class Receive(Placed):

@@ -184,7 +184,8 @@ class _Desk:
         """Train from the label that the order names; what is mixed travels, all else is kept."""
         model = self._model(order, tensors)
         folder = self._store.begin(order.round + 1, order.label)
-        learned = self._work.learn(self._client, order.round, model)
+        sent = self._store.contribute() if self._config.privacy.user_noise else 0
+        learned = self._work.learn(self._client, order.round, model, contributed=sent)
         if self._connection is not None:
             self._connection.finish()
         after, report = learned.model, learned.report
@@ -211,6 +212,8 @@ class _Desk:
             examples=report.examples,
             scored=learned.before is not None,
             before=0.0 if learned.before is None else learned.before,
+            epsilon=report.epsilon,
+            last=report.last,
         )
         names = moving(self._config, after.exchanged)
         return told, {name: after.exchanged[name] for name in names}

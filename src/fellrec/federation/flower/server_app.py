@@ -208,6 +208,7 @@ def _finish(
         first.dropped,
         first.items,
         shares(first.sizes, server_sizes(trunk if trunk.blocks else None)),
+        trunk.width if trunk.blocks else 0,
     )
     results = [
         ClientResult(
