@@ -89,15 +89,10 @@ def one_step(config: RunConfig, users: int) -> dict[str, Tensor]:
     shares = share_data(config)
     workspace = Workspace(config, shares.dataset)
     lengths = shares.split.train.lengths()
-    data: Split = shares.split.take(
-        np.flatnonzero(lengths == np.bincount(lengths).argmax())[:users]
-    )
-    client: Client = workspace.client("alone", data)
-    model = ClientModel(
-        workspace.initial(Kind.LORA, Kind.DENSE),
-        workspace.initial(Kind.PRIVATE),
-        workspace.initial_trunk(),
-    )
+    alike = np.flatnonzero(lengths == np.bincount(lengths).argmax())[:users]
+    client = workspace.client("alone", shares.split.take(alike))
+    start = workspace.start()
+    model = ClientModel(start.exchanged, workspace.initial(Kind.PRIVATE), start.trunk)
     with turn(workspace, client, 0, model) as it:
         report = client.train(0)
     assert report.steps == 1
