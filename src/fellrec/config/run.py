@@ -25,6 +25,7 @@ from fellrec.config.sections import (
     LoraConfig,
     ModelConfig,
     RecformerConfig,
+    RobustConfig,
     Section,
     SplitConfig,
     TrainConfig,
@@ -51,6 +52,7 @@ class RunConfig(Section):
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     balance: BalanceConfig = BalanceConfig()
+    robust: RobustConfig = RobustConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="before")
@@ -93,6 +95,29 @@ class RunConfig(Section):
             raise ValueError(
                 f"evaluation.metric: must be one of evaluation.ks {list(evaluation.ks)}, "
                 f"got {evaluation.metric!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_robust(self) -> Self:
+        robust, clients = self.robust, self.clients
+        if 0 < robust.clip < 1:
+            raise ValueError(f"robust.clip: must be 0 or at least 1, got {robust.clip}")
+        if 0 < robust.refuse <= max(robust.clip, 1):
+            raise ValueError(
+                f"robust.refuse: must be 0 or above {max(robust.clip, 1)}, got {robust.refuse}"
+            )
+        if self.balance.merge == "product" and robust.rule in ("median", "trimmed-mean"):
+            raise ValueError(
+                f'robust.rule: "{robust.rule}" compares values of factors, which '
+                'balance.merge = "product" does not mix; use "krum", or merge "factors"'
+            )
+        counted = clients.partition not in ("column", "user")
+        drawn = clients.per_round or (clients.count if counted else robust.fewest)
+        if drawn < robust.fewest:
+            raise ValueError(
+                f'robust.rule: "{robust.rule}" needs {robust.fewest} clients in a round, got '
+                f"{drawn}; take more clients, expect fewer malicious ones or use another rule"
             )
         return self
 
