@@ -113,10 +113,11 @@ class RunConfig(Section):
                 'balance.merge = "product" does not mix; use "krum", or merge "factors"'
             )
         counted = clients.partition not in ("column", "user")
-        drawn = clients.per_round or (clients.count if counted else robust.fewest)
-        if drawn < robust.fewest:
+        fewest = robust.fewest()
+        drawn = clients.per_round or (clients.count if counted else fewest)
+        if drawn < fewest:
             raise ValueError(
-                f'robust.rule: "{robust.rule}" needs {robust.fewest} clients in a round, got '
+                f'robust.rule: "{robust.rule}" needs {fewest} clients in a round, got '
                 f"{drawn}; take more clients, expect fewer malicious ones or use another rule"
             )
         return self

@@ -242,13 +242,13 @@ class RobustConfig(Section):
     clients that are far from all others."""
     malicious: Natural = 1
     """Clients that may be malicious in one round: as many extremes on either side are left out
-    ("trimmed-mean"), or as many clients ("krum")."""
+    ("trimmed-mean"), or as many clients ("krum"), less those that were refused."""
 
-    @property
-    def fewest(self) -> int:
-        """Clients that the rule needs in a round."""
-        least = {"none": 1, "median": 3, "trimmed-mean": 2 * self.malicious + 1}
-        return least.get(self.rule, 2 * self.malicious + 3 if self.malicious else 1)
+    def fewest(self, malicious: int | None = None) -> int:
+        """Return how many clients the rule needs in a round; malicious: of them, None for all."""
+        odd = self.malicious if malicious is None else malicious
+        least = {"none": 1, "median": 3, "trimmed-mean": 2 * odd + 1}
+        return least.get(self.rule, 2 * odd + 3 if odd else 1)
 
 
 class EvaluationConfig(Section):

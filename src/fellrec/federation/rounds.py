@@ -93,13 +93,13 @@ class Round:
         self._screen()
         reports = list(self._reports.values())
         mixture = weigh(self._strategy, self.t, reports, self._rows, self._starts)
-        self._mixture, self._found = self._screening.apply(mixture, self._rows)
+        self.mixture, self._found = self._screening.apply(mixture, self._rows)
         for note in self._found.notes:
             self._observer.note(note)
         self._dropped, reset = mix_rows(
-            self._rows, self._mixed, self._mixture, self._strategy, self._found.trimmed
+            self._rows, self._mixed, self.mixture, self._strategy, self._found.trimmed
         )
-        return self._mixtures(self._mixture, sorted(reset))
+        return self._mixtures(self.mixture, sorted(reset))
 
     def finish(self, scores: Iterable[tuple[str, float | FellrecError]]) -> RunState:
         """Take the validation scores of the mixed models, save the round, return the new state.
@@ -226,7 +226,7 @@ class Round:
                 self._ledger.record(name, self.t, direction, kind, 4 * tensor.numel())
 
     def _record(self, valid: dict[str, float]) -> RoundRecord:
-        reports, mixture = self._reports, self._mixture
+        reports, mixture = self._reports, self.mixture
         return RoundRecord(
             round=self.t,
             reports=reports,
@@ -251,8 +251,8 @@ class Round:
                 "tokens": report.tokens,
                 "steps": report.steps,
                 "warmth": record.warmth[name],
-                "attention": [round(value, 6) for value in self._mixture.attention[row].tolist()],
-                "weights": [round(value, 6) for value in self._mixture.weights[row].tolist()],
+                "attention": [round(value, 6) for value in self.mixture.attention[row].tolist()],
+                "weights": [round(value, 6) for value in self.mixture.weights[row].tolist()],
                 "spread": [record.spread.min, record.spread.median, record.spread.max],
                 "attention_active": record.spread.active,
                 "valid_before_mixing": record.before[name],

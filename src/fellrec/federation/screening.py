@@ -52,15 +52,16 @@ class Screening:
         self._settings = settings
         self._begun_with = begun_with
         self._norms: dict[str, Tensor] = {}
+        self._refused = 0
 
     def admit(self, name: str, trained: Trained) -> TrainingError | None:
         """Measure a client's change; return why it has to be left out, if its values say so."""
         loss = trained.report.loss
         if not math.isfinite(loss):
-            return _refusal(name, f"its loss is {loss}")
+            return self._refuse(name, f"its loss is {loss}")
         norms = change_norms(trained.tensors, self._begun_with(name))
         if not torch.isfinite(norms).all():
-            return _refusal(name, "its adapter holds a value that is NaN or infinite")
+            return self._refuse(name, "its adapter holds a value that is NaN or infinite")
         self._norms[name] = norms
         return None
 
@@ -70,7 +71,7 @@ class Screening:
         for name, times in self._excess().items():
             if most and times > most:
                 why = f"it changed {times:,.0f} times as far as the median client"
-                found[name] = _refusal(name, f"{why}, more than robust.refuse = {most:g}")
+                found[name] = self._refuse(name, f"{why}, more than robust.refuse = {most:g}")
                 del self._norms[name]
         return found
 
@@ -92,17 +93,18 @@ class Screening:
     def apply(self, mixture: Mixture, rows: Rows) -> tuple[Mixture, Findings]:
         """Take weights from clients whom nobody should take from; say how many values to trim.
 
-        With fewer clients than the rule needs, all keep to themselves: a rule that fails open would
-        be switched off by whoever makes others fail.
+        Clients that were refused are among the malicious ones that were expected: the rest are as
+        many fewer. With fewer clients than the rule needs, all keep to themselves: a rule that
+        fails open would be switched off by whoever makes others fail.
         """
-        rule, malicious = self._settings.rule, self._settings.malicious
-        names = list(self._norms)
+        rule, malicious = self._settings.rule, max(0, self._settings.malicious - self._refused)
+        names, fewest = list(self._norms), self._settings.fewest(malicious)
         if not names or rule == "none":
             return mixture, Findings()
-        if len(names) < self._settings.fewest:
+        if len(names) < fewest:
             alone = torch.eye(len(names), dtype=torch.float64)
             note = (
-                f"{len(names)} of the {self._settings.fewest} clients that robust.rule = "
+                f"{len(names)} of the {fewest} clients that robust.rule = "
                 f'"{rule}" needs are left: all keep to themselves in this round'
             )
             return replace(mixture, weights=alone, dense=None), Findings(notes=[note])
@@ -125,9 +127,9 @@ class Screening:
         found = excess(torch.stack(list(self._norms.values()))).tolist()
         return dict(zip(self._norms, found, strict=True))
 
-
-def _refusal(name: str, reason: str) -> TrainingError:
-    return TrainingError(
-        f"client {name}: {reason}; it is refused: it attacks, or diverged (lower "
-        "train.learning_rate)"
-    )
+    def _refuse(self, name: str, reason: str) -> TrainingError:
+        self._refused += 1
+        return TrainingError(
+            f"client {name}: {reason}; it is refused: it attacks, or diverged (lower "
+            "train.learning_rate)"
+        )
