@@ -73,8 +73,7 @@ class Attacked:
 
     def weight(self, client: str, giver: str = ATTACKER) -> float:
         order = [e["client"] for e in self.lines if e["round"] == 0 and "failed" not in e]
-        weight: float = self.line(client)["weights"][order.index(giver)]
-        return weight
+        return float(self.line(client)["weights"][order.index(giver)])
 
 
 @pytest.fixture(scope="module")
