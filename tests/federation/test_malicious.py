@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def attack(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def far(one: Tensors, other: Tensors) -> float:
-    return sum(float((one[n].double() - other[n].double()).square().sum()) for n in one) ** 0.5
+    squares = [float((one[n].double() - other[n].double()).square().sum()) for n in one]
+    return math.sqrt(sum(squares))
 
 
 def dense(model: Tensors) -> Tensors:
