@@ -195,6 +195,19 @@ def test_each_mistake_is_one_line_that_names_it(text: str, message: str) -> None
         ({"clients.per_round": 6}, "must be at most clients.count, 5, got 6"),
         ({"balance.merge": "product", "lora.freeze_a": True}, "lora.freeze_a forbids"),
         ({"train.micro_batches": 17}, "must be at most train.batch_size, 16, got 17"),
+        ({"robust.clip": 0.5}, "robust.clip: must be 0 or at least 1, got 0.5"),
+        ({"robust.refuse": 2.0}, "robust.refuse: must be 0 or above 3.0, got 2.0"),
+        ({"robust.refuse": 0.5, "robust.clip": 0.0}, "robust.refuse: must be 0 or above 1"),
+        (
+            {"robust.rule": "krum", "clients.count": 4},
+            'robust.rule: "krum" needs 5 clients in a round, got 4; take more clients',
+        ),
+        ({"robust.rule": "trimmed-mean", "robust.malicious": 3}, "needs 7 clients in a round, got"),
+        ({"robust.rule": "median", "clients.per_round": 2}, "needs 3 clients in a round, got 2"),
+        (
+            {"robust.rule": "median", "balance.merge": "product"},
+            'balance.merge = "product" does not mix; use "krum"',
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(
@@ -210,6 +223,11 @@ def test_values_that_do_go_together_are_not() -> None:
     RunConfig.from_toml("demo", {"clients.partition": "column", "clients.column": "age"})
     RunConfig.from_toml("demo", {"clients.per_round": 5, "lora.freeze_a": True})
     RunConfig.from_toml("demo", {"balance.merge": "product", "train.micro_batches": 16})
+    RunConfig.from_toml("demo", {"balance.merge": "product", "robust.rule": "krum"})
+    RunConfig.from_toml("demo", {"robust.clip": 0.0, "robust.refuse": 0.0})
+    RunConfig.from_toml("demo", {"robust.clip": 1.0, "robust.refuse": 2.0})
+    # How many clients there are is known with the data.
+    RunConfig.from_toml("demo", {"clients.partition": "user", "robust.rule": "krum"})
 
 
 @pytest.mark.parametrize("key", ["train.round", "a.b.c", "rounds", "evaluation.ks.0"])

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from benchmarks import mixing as benchmark
 from fellrec.balance import FedAvg, FellRec, Local, Mixture, attention, make_strategy, mix, spread
+from fellrec.balance.attention import is_lora
 from fellrec.balance.mixing import merge_products, mixture
+from fellrec.balance.robust import Trimmer, joint_distances
 from fellrec.errors import RunError
 from fellrec.federation import rows as rows_module
-from fellrec.federation.aggregate import mix_rows, similarity
+from fellrec.federation.aggregate import distances, mix_rows, similarity
 from fellrec.federation.rows import Rows
 
 SHAPES = {
@@ -101,6 +103,39 @@ def test_mix(
             assert torch.equal(value, wanted[client][name]), name
     for name, value in mixed.read_row(0).items():
         assert torch.equal(value, values[0][name])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_distances(runs: Path, small_blocks: Callable[[int], None], block: int) -> None:
+    small_blocks(block)
+    values = updates(5, 0)
+
+    def squares(lora: bool) -> Tensor:
+        names = [name for name in SHAPES if is_lora(name) is lora]
+        flat = torch.stack([torch.cat([v[n].flatten() for n in names]) for v in values]).double()
+        return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    found = distances(stored(runs / "now", values))
+    torch.testing.assert_close(found, joint_distances([squares(True), squares(False)]))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dense", ["mixture", "average"])
+def test_trimmed_mix(
+    runs: Path, small_blocks: Callable[[int], None], block: int, dense: str
+) -> None:
+    small_blocks(block)
+    values, clients = updates(5, 2), 5
+    pull, warmth = attention(values), torch.linspace(0, 1, clients, dtype=torch.float64)
+    others = torch.full((clients, clients), 1 / clients).double() if dense == "average" else None
+    weights = mixture(pull, warmth)
+    rows, mixed = stored(runs / "now", values), stored(runs / "mixed", updates(clients, 3))
+    mixture_ = Mixture(weights, warmth, pull, spread(pull), others)
+    mix_rows(rows, mixed, mixture_, FellRec(), trimmed=1)
+    for name in SHAPES:
+        chosen = weights if others is None or is_lora(name) else others
+        wanted = Trimmer(chosen, 1)(torch.stack([value[name] for value in values]))
+        assert torch.equal(mixed.read(name), wanted), name
 
 
 @pytest.mark.parametrize("block", [4 * 150 * 9, 1 << 20])
@@ -188,6 +223,17 @@ def test_rows_refuse_what_does_not_fit(runs: Path) -> None:
         rows.read_row(0)
     with pytest.raises(RunError, match="shorter"):
         rows.read("projection")
+
+
+@pytest.mark.parametrize("chosen", [[], [0, 1, 2, 3], [1, 3], [0, 3], [2]])
+def test_rows_that_are_kept_close_up(runs: Path, chosen: list[int]) -> None:
+    values = updates(4, 4)
+    rows = stored(runs / "rows", values)
+    rows.keep(chosen)
+    assert rows.clients == len(chosen)
+    for row, source in enumerate(chosen):
+        for name, value in rows.read_row(row).items():
+            assert torch.equal(value, values[source][name])
 
 
 def test_rows_of_clients_that_failed_are_forgotten(runs: Path) -> None:

@@ -16,7 +16,7 @@ from tests.toys import BLOCKS, WIDTH, Toys
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-LIMITS = Limits(uplink=1_000_000, downlink=500_000, latency=0.1)
+LIMITS = Limits(uplink=1_000_000, downlink=500_000, latency=0.1, max_recovery=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def found(toys: Toys) -> Plan:
 
 
 def only(found: Plan, **wanted: object) -> Choice:
+    wanted = {"noise": 0.0, **wanted}
     (choice,) = (
         each
         for each in found.choices
@@ -36,8 +37,9 @@ def only(found: Plan, **wanted: object) -> Choice:
 
 
 def test_every_cut_batch_and_codec_is_there_once(found: Plan) -> None:
-    seen = {(each.k_in, each.batch, each.codec) for each in found.choices}
-    assert len(seen) == len(found.choices) == 2 * 7 * 3
+    seen = {(each.k_in, each.batch, each.codec, each.noise) for each in found.choices}
+    assert len(seen) == len(found.choices) == 2 * 7 * 3 * 3
+    assert {each.noise for each in found.choices} == {0, 1, 3}
     assert {each.k_in for each in found.choices} == set(range(BLOCKS - 1))
     assert {each.k_out for each in found.choices} == {1}
 
@@ -69,12 +71,17 @@ def test_more_blocks_take_from_the_server_what_they_give_the_client(found: Plan)
     assert many.client_seconds > few.client_seconds > 0
 
 
-def test_a_known_head_hides_nothing(found: Plan) -> None:
-    assert {(each.recovered, each.attack) for each in found.choices} == {(1.0, "search")}
+def test_a_known_head_hides_nothing_but_by_noise(found: Plan) -> None:
+    bare = [each for each in found.choices if not each.noise]
+    assert {(each.recovered, each.attack) for each in bare} == {(1.0, "search")}
+    for k_in in (0, 1):
+        blurred = [only(found, k_in=k_in, batch=1, codec="int8", noise=noise) for noise in (1, 3)]
+        assert blurred[1].recovered < blurred[0].recovered <= 1
+        assert blurred[0].memory == only(found, k_in=k_in, batch=1, codec="int8").memory
 
 
 def test_without_limits_the_fastest_for_each_example_is_chosen(found: Plan) -> None:
-    assert found.chosen is not None and found.hindrances() == {}
+    assert found.chosen is not None and found.hindrances() == {} and not found.chosen.noise
     assert all(not each.misses for each in found.choices)
     paces = [each.seconds / each.batch for each in found.choices]
     assert found.chosen.seconds / found.chosen.batch == min(paces)
@@ -82,8 +89,16 @@ def test_without_limits_the_fastest_for_each_example_is_chosen(found: Plan) -> N
 
 
 def made(**values: object) -> Choice:
-    usual = Choice(0, 1, "fp32", 8, 100, 100, 10, 10, 1.0, 1.0, 1.0, 0.5, "search")
+    usual = Choice(0, 1, "fp32", 0.0, 8, 100, 100, 10, 10, 1.0, 1.0, 1.0, 0.5, "search")
     return replace(usual, **values)  # type: ignore[arg-type]  # fields of many types
+
+
+def test_noise_is_taken_where_nothing_else_fits_and_no_more_than_it_takes() -> None:
+    plain = made(recovered=0.9, client_seconds=0.1, misses=("max_recovery",))
+    little, much = (made(noise=n, recovered=0.5 / n, batch=b) for n, b in ((1.0, 1), (3.0, 64)))
+    assert Plan(Limits(), (plain, much, little)).chosen == little
+    assert Plan(Limits(), (plain, much)).chosen == much
+    assert Plan(Limits(), (much, little, replace(plain, misses=()))).chosen is not None
 
 
 def test_what_stands_in_the_way_is_named_with_what_comes_nearest() -> None:
@@ -138,9 +153,9 @@ def test_by_command(toys: Toys) -> None:
     words = ("--base", str(toys.bert), "--uplink", "20Mbit")
     said = by_command(toys, *words)
     assert "take --set model.k_in=" in said and "100% (search)" in said
-    said = by_command(toys, *words, "--max-recovery", "0.1")
-    assert "nothing fits: --max-recovery 0.1 stands in the way, the nearest is 1.000" in said
-    hard = ("--max-recovery", "0.1", "--client-memory", "1KB", "--json")
-    told = json.loads(by_command(toys, *words, *hard))
+    said = by_command(toys, *words, "--client-memory", "1KB")
+    assert "nothing fits: --client-memory 1.0 kB stands in the way, the nearest is" in said
+    assert "noise 0, batch 1" in said
+    told = json.loads(by_command(toys, *words, "--client-memory", "1KB", "--json"))
     assert told["chosen"] is None and len(told["choices"]) == 42
-    assert told["hindrances"].keys() == {"client_memory", "max_recovery"}
+    assert told["hindrances"].keys() == {"client_memory"}

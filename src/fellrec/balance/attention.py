@@ -102,6 +102,16 @@ class Gram:
         cosines = (sums * inverse[:, None] * inverse[None, :]).clamp(-1, 1)
         return cosines.fill_diagonal_(1)
 
+    def distances(self) -> Tensor:
+        """Squared distances of what was counted: (N, N) float64, symmetric, 0 on the diagonal.
+
+        Each errs by about 1e-16 of the two squared norms, of which it is the difference.
+        """
+        sums = (self._sums + self._sums.T) / 2
+        squares = sums.diagonal()
+        found = (squares[:, None] + squares[None, :] - 2 * sums).clamp(min=0)
+        return found.fill_diagonal_(0)
+
     def attention(self) -> Tensor:
         """`(cos + 1) / 2` of what was counted (M1): (N, N) float64 in [0, 1], 1 on the diagonal."""
         return (self.cosine() + 1) / 2

@@ -89,7 +89,7 @@ class Mixer:
 
     def __init__(self, weights: Tensor) -> None:
         """Raise `ModelError` when the weights are not square."""
-        _check_weights(weights, weights)
+        check_weights(weights, weights)
         self.weights = weights.detach().cpu().double()
         alone = _alone(weights)
         self._kept, self._moved = alone.nonzero().flatten(), (~alone).nonzero().flatten()
@@ -110,7 +110,7 @@ class Mixer:
 
         Raises `ModelError` when the shapes do not fit or a mixed value is not finite.
         """
-        _check_weights(self.weights, stacked)
+        check_weights(self.weights, stacked)
         if not len(self._moved):
             return stacked.detach().clone()
         flat = stacked.detach().reshape(len(stacked), -1)
@@ -136,7 +136,7 @@ class Mixer:
                 torch.mul(takes[:, giver, None], values, out=term)
                 total += term
             mixed[:, columns] = total
-        _check_finite(mixed[self._moved.to(flat.device)])
+        check_finite(mixed[self._moved.to(flat.device)])
 
     def _multiply(self, flat: Tensor, mixed: Tensor) -> None:
         device = flat.device
@@ -147,9 +147,9 @@ class Mixer:
             columns = slice(first, first + step)
             wide = flat[:, columns].double()
             # Before the product: whether 0 times NaN is NaN is up to the library.
-            _check_finite(wide)
+            check_finite(wide)
             narrow = (takes @ wide).to(flat.dtype)
-            _check_finite(narrow)
+            check_finite(narrow)
             mixed[moved, columns] = narrow[source]
 
 
@@ -165,8 +165,8 @@ def merge_products(a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
 
     Raises `ModelError` when shapes do not fit or a value is not finite.
     """
-    _check_weights(weights, a)
-    _check_weights(weights, b)
+    check_weights(weights, a)
+    check_weights(weights, b)
     if a.ndim != 3 or b.ndim != 3 or a.shape[1] != b.shape[2]:
         raise ModelError(
             f"LoRA factors of shapes {tuple(a.shape)} and {tuple(b.shape)} do not pair: "
@@ -212,7 +212,8 @@ def _alone(weights: Tensor) -> Tensor:
     return (weights.detach().cpu().clone().fill_diagonal_(0) == 0).all(dim=1)
 
 
-def _check_weights(weights: Tensor, stacked: Tensor) -> None:
+def check_weights(weights: Tensor, stacked: Tensor) -> None:
+    """Raise `ModelError` unless weights are (N, N) and values (N, ...)."""
     clients = len(weights)
     if weights.shape != (clients, clients) or stacked.ndim < 1 or len(stacked) != clients:
         raise ModelError(
@@ -221,7 +222,8 @@ def _check_weights(weights: Tensor, stacked: Tensor) -> None:
         )
 
 
-def _check_finite(values: Tensor) -> None:
+def check_finite(values: Tensor) -> None:
+    """Raise `ModelError` for a value that is NaN or infinite."""
     # One pass, and no mask of the size of the values: both ends of the range are NaN for any NaN.
     if values.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
         raise ModelError(

@@ -71,11 +71,11 @@ def plan(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which blocks, codec and batch fit a client, and what each choice takes.
+    """Say which blocks, codec, noise and batch fit a client, and what each choice takes.
 
     Memory and bytes are foreseen, seconds measured on this machine, and so is what a server that
-    knows the head reads back of histories that nobody had. Nothing is trained. Other data or
-    settings: --set, as for train.
+    knows the head reads back of histories that nobody had. Nothing is trained, so what noise costs
+    in score is not said. Other data or settings: --set, as for train.
     """
     from fellrec.config import RunConfig, parse_override
     from fellrec.planning import Limits, bytes_of
@@ -121,8 +121,8 @@ def _json(found: Plan) -> dict[str, object]:
 
 def _table(found: Plan, base: str) -> Table:
     table = show.make_table(
-        *(">k_in", "codec", ">batch", ">client memory", ">server", ">up a step", ">seconds"),
-        *(">read back", "fits"),
+        *(">k_in", "codec", ">noise", ">batch", ">client memory", ">server", ">up a step"),
+        *(">seconds", ">read back", "fits"),
     )
     table.title = f"{base}: the fastest choice for each number of blocks on the client"
     table.title_justify = "left"
@@ -131,6 +131,7 @@ def _table(found: Plan, base: str) -> Table:
         table.add_row(
             str(each.k_in),
             each.codec,
+            f"{each.noise:g}",
             str(each.batch),
             decimal(each.memory),
             decimal(each.server_memory),
@@ -147,13 +148,15 @@ def _verdict(found: Plan) -> str:
     if chosen is not None:
         return (
             f"take --set model.k_in={chosen.k_in} --set model.k_out={chosen.k_out} "
-            f"--set split.codec={chosen.codec} --set train.batch_size={chosen.batch}: a step takes "
+            f"--set split.codec={chosen.codec} --set privacy.noise={chosen.noise:g} "
+            f"--set train.batch_size={chosen.batch}: a step takes "
             f"{chosen.client_seconds:.2f} s of the client, {chosen.server_seconds:.2f} s of the "
             f"server and {chosen.wire_seconds:.2f} s of the line"
         )
     said = "; ".join(
         f"{_LIMITS[name][0]} {_limit(found.limits, name)} stands in the way, the nearest is "
-        f"{_value(nearest, name)} at k_in {nearest.k_in}, {nearest.codec}, batch {nearest.batch}"
+        f"{_value(nearest, name)} at k_in {nearest.k_in}, {nearest.codec}, "
+        f"noise {nearest.noise:g}, batch {nearest.batch}"
         for name, nearest in found.hindrances().items()
     )
     return f"nothing fits: {said or 'each choice breaks another limit; loosen one of them'}"

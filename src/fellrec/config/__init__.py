@@ -4,13 +4,22 @@ RunConfig.from_toml("demo", overrides={"train.rounds": 2})
 """
 
 from fellrec.config.run import RunConfig
-from fellrec.config.sections import PROXIMAL, BalanceConfig, Count, Section, Text, Tuple
+from fellrec.config.sections import (
+    PROXIMAL,
+    BalanceConfig,
+    Count,
+    RobustConfig,
+    Section,
+    Text,
+    Tuple,
+)
 from fellrec.config.shipped import parse_override, recipes
 
 __all__ = [
     "PROXIMAL",
     "BalanceConfig",
     "Count",
+    "RobustConfig",
     "RunConfig",
     "Section",
     "Text",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from fellrec.config.checks import check_privacy, check_robust
 from fellrec.config.messages import explain
 from fellrec.config.sections import (
     BalanceConfig,
@@ -26,14 +27,13 @@ from fellrec.config.sections import (
     ModelConfig,
     PrivacyConfig,
     RecformerConfig,
+    RobustConfig,
     Section,
     SplitConfig,
     TrainConfig,
 )
 from fellrec.config.shipped import read_recipe
 from fellrec.errors import ConfigError
-
-LEAST_USER_NOISE = 0.3  # below it ε soon passes a hundred, and is slow to work out
 
 
 class RunConfig(Section):
@@ -55,6 +55,7 @@ class RunConfig(Section):
     privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
     balance: BalanceConfig = BalanceConfig()
+    robust: RobustConfig = RobustConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="before")
@@ -98,50 +99,9 @@ class RunConfig(Section):
                 f"evaluation.metric: must be one of evaluation.ks {list(evaluation.ks)}, "
                 f"got {evaluation.metric!r}"
             )
-        self._check_privacy()
+        check_privacy(self)
+        check_robust(self)
         return self
-
-    def _check_privacy(self) -> None:
-        privacy, model = self.privacy, self.model
-        if privacy.bound and not privacy.noise:
-            raise ValueError("privacy.bound: clips what noise is added to; set privacy.noise too")
-        if privacy.noise and self.train.in_flight > 1:
-            raise ValueError(
-                "privacy.noise: is drawn for one part of a batch after another; set "
-                "train.in_flight = 1"
-            )
-        if privacy.private_head and model.recommender == "hllm" and model.item_residual == "shared":
-            raise ValueError(
-                "privacy.private_head: keeps at home what items are read by, but "
-                'model.item_residual = "shared" exchanges it; set "local" or "none"'
-            )
-        if privacy.secret_start and not privacy.private_head:
-            raise ValueError(
-                "privacy.secret_start: is no secret in a head that is exchanged; set "
-                "privacy.private_head"
-            )
-        if privacy.secret_start and model.quantize != "none":
-            raise ValueError(
-                "privacy.secret_start: is measured against weights, which model.quantize packs; "
-                "leave one of them out"
-            )
-        if privacy.epsilon and not privacy.user_noise:
-            raise ValueError("privacy.epsilon: is spent with noise; set privacy.user_noise too")
-        if 0 < privacy.user_noise < LEAST_USER_NOISE:
-            raise ValueError(
-                f"privacy.user_noise: promises next to nothing below {LEAST_USER_NOISE}, got "
-                f"{privacy.user_noise}; raise it"
-            )
-        if privacy.user_noise and (self.train.windows > 1 or self.train.samples):
-            key = "train.samples = 0" if self.train.samples else "train.windows = 1"
-            raise ValueError(
-                f"privacy.user_noise: each user may add one window to a step; set {key}"
-            )
-        if privacy.shuffle and model.recommender != "recformer":
-            raise ValueError(
-                f'privacy.shuffle: a causal model ("{model.recommender}") needs the order of '
-                "positions; leave it out"
-            )
 
     @classmethod
     def from_toml(

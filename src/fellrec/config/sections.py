@@ -259,6 +259,29 @@ class BalanceConfig(Section):
     """What a client keeps of itself with "fedamp"."""
 
 
+class RobustConfig(Section):
+    """What of a client's update the others are given, where clients may attack or break."""
+
+    clip: NotNegative = 3.0
+    """Largest change of a client in a round, in medians of all clients' changes; a larger one is
+    scaled down to it. 0 never."""
+    refuse: NotNegative = 100.0
+    """From how many medians on a client is left out of the round. 0 never; one whose values are no
+    numbers always is."""
+    rule: Literal["none", "median", "trimmed-mean", "krum"] = "none"
+    """What is given to nobody else: nothing; all but each value's median; each value's extremes;
+    clients that are far from all others."""
+    malicious: Natural = 1
+    """Clients that may be malicious in one round: as many extremes on either side are left out
+    ("trimmed-mean"), or as many clients ("krum"), less those that were refused."""
+
+    def fewest(self, malicious: int | None = None) -> int:
+        """Return how many clients the rule needs in a round; malicious: of them, None for all."""
+        odd = self.malicious if malicious is None else malicious
+        least = {"none": 1, "median": 3, "trimmed-mean": 2 * odd + 1}
+        return least.get(self.rule, 2 * odd + 3 if odd else 1)
+
+
 class EvaluationConfig(Section):
     """What is measured, and what decides which round is best."""
 

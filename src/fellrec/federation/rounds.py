@@ -24,6 +24,7 @@ from fellrec.federation.decisions import judge, weigh
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.rows import Rows
+from fellrec.federation.screening import Screening
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
 from fellrec.files import append_line, finite
 from fellrec.split.ledger import Direction, Ledger
@@ -68,6 +69,7 @@ class Round:
         self._reports: dict[str, TrainReport] = {}
         self._before: dict[str, float | None] = {}
         self._failed: dict[str, str] = {}
+        self._sent: list[str] = []
         self._server_seconds: dict[str, float] = {}
         self._observer.round_begins(self.t, config.train.rounds, drawn)
         folder, shapes = self._store.begin(self.t + 1), start.shapes()
@@ -75,6 +77,7 @@ class Round:
         change = strategy.space == "change"
         self._starts = Rows(folder / "starts.f32", len(drawn), shapes) if change else None
         self._mixed = Rows(folder / "mixed.f32", len(drawn), shapes)
+        self._screening = Screening(config.robust, self._begun_with)
 
     def collect(
         self, answers: Iterable[tuple[str, Trained | FellrecError]]
@@ -85,18 +88,19 @@ class Round:
         fewer clients trained than `clients.minimum`.
         """
         for name, answer in answers:
-            if isinstance(answer, FellrecError):
-                self._leave_out(name, answer)
-            else:
-                self._take(name, answer)
-        self._check_enough(len(self._reports))
-        for rows in (self._rows, self._starts, self._mixed):
-            if rows is not None:
-                rows.truncate(len(self._reports))
+            failed = answer if isinstance(answer, FellrecError) else self._take(name, answer)
+            if failed is not None:
+                self._leave_out(name, failed)
+        self._screen()
         reports = list(self._reports.values())
-        self._mixture = weigh(self._strategy, self.t, reports, self._rows, self._starts)
-        self._dropped, reset = mix_rows(self._rows, self._mixed, self._mixture, self._strategy)
-        return self._mixtures(self._mixture, sorted(reset))
+        mixture = weigh(self._strategy, self.t, reports, self._rows, self._starts)
+        self.mixture, self._found = self._screening.apply(mixture, self._rows)
+        for note in self._found.notes:
+            self._observer.note(note)
+        self._dropped, reset = mix_rows(
+            self._rows, self._mixed, self.mixture, self._strategy, self._found.trimmed
+        )
+        return self._mixtures(self.mixture, sorted(reset))
 
     def finish(self, scores: Iterable[tuple[str, float | FellrecError]]) -> RunState:
         """Take the validation scores of the mixed models, save the round, return the new state.
@@ -126,16 +130,24 @@ class Round:
         record = self._record(valid)
         self._log(record)
         sent = dict(self._state.contributed)
-        for name in self._reports:
+        for name in self._sent:
             sent[name] = sent.get(name, 0) + 1
         state = RunState(self.t + 1, standings, contributed=sent)
         self._store.commit(state)
         self._observer.round_ends(record)
         return state
 
-    def _take(self, name: str, trained: Trained) -> None:
+    def _take(self, name: str, trained: Trained) -> FellrecError | None:
+        """Keep what a client sent; return why not, where it can't be mixed."""
         row = len(self._reports)
+        self._sent.append(name)
         self._rows.write_row(row, trained.tensors)
+        self._count_metrics(name, 2 if trained.before is None else 3)
+        self._count_exchange(name, "up")
+        # Where nothing is exchanged nobody can be harmed, and nothing is looked at.
+        refused = self._screening.admit(name, trained) if self._strategy.exchanges else None
+        if refused is not None:
+            return refused
         if self._starts is not None:
             begun = self._begun_with(name)
             self._starts.write_row(row, {key: begun[key] for key in self._starts.shapes})
@@ -143,10 +155,30 @@ class Round:
             self._store.put(self.t + 1, SERVER, name, "adapter", trained.kept)
         self._reports[name], self._before[name] = trained.report, trained.before
         self._server_seconds[name] = trained.server_seconds
-        self._count_metrics(name, 2)
-        if trained.before is not None:
-            self._count_metrics(name, 1)
-        self._count_exchange(name, "up")
+        return None
+
+    def _screen(self) -> None:
+        """Leave out clients whose changes are beyond measure, and shorten those that are long.
+
+        Raises TrainingError when too few are left.
+        """
+        order = list(self._reports)
+        for name, error in self._screening.refuse().items():
+            for kept in (self._reports, self._before, self._server_seconds):
+                del kept[name]
+            self._leave_out(name, error)
+        self._check_enough(len(self._reports))
+        rows = [order.index(name) for name in self._reports]
+        for each in (self._rows, self._starts):
+            if each is not None:
+                each.keep(rows)
+        self._mixed.truncate(len(rows))
+        self._clipped = self._screening.clip(self._rows)
+        for name, factor in self._clipped.items():
+            self._observer.note(
+                f"client {name}: it changed more than {self._config.robust.clip:g} times as far as "
+                f"the median client; its change is multiplied by {factor:.3g}"
+            )
 
     def _begun_with(self, name: str) -> dict[str, Tensor]:
         """Return what a client began the round with."""
@@ -205,7 +237,7 @@ class Round:
                 self._ledger.record(name, self.t, direction, kind, 4 * tensor.numel())
 
     def _record(self, valid: dict[str, float]) -> RoundRecord:
-        reports, mixture = self._reports, self._mixture
+        reports, mixture = self._reports, self.mixture
         return RoundRecord(
             round=self.t,
             reports=reports,
@@ -230,8 +262,8 @@ class Round:
                 "tokens": report.tokens,
                 "steps": report.steps,
                 "warmth": record.warmth[name],
-                "attention": [round(value, 6) for value in self._mixture.attention[row].tolist()],
-                "weights": [round(value, 6) for value in self._mixture.weights[row].tolist()],
+                "attention": [round(value, 6) for value in self.mixture.attention[row].tolist()],
+                "weights": [round(value, 6) for value in self.mixture.weights[row].tolist()],
                 "spread": [record.spread.min, record.spread.median, record.spread.max],
                 "attention_active": record.spread.active,
                 "valid_before_mixing": record.before[name],
@@ -243,6 +275,10 @@ class Round:
             }
             if report.epsilon:
                 line["epsilon"] = report.epsilon
+            if name in self._clipped:
+                line["clipped"] = self._clipped[name]
+            if name in self._found.left_out:
+                line["left_out"] = True
             append_line(self._store.path / "metrics.jsonl", json.dumps(finite(line)))
         for name, reason in record.failed.items():
             line = {"round": record.round, "client": name, "failed": reason}

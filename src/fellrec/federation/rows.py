@@ -7,7 +7,7 @@ and M3 mixes column by column.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,13 @@ class Rows:
     def truncate(self, clients: int) -> None:
         """Keep the first rows alone: a client that failed left none."""
         self.clients = clients
+
+    def keep(self, chosen: Sequence[int]) -> None:
+        """Keep these rows alone, given in ascending order, one after another from the first on."""
+        for row, source in enumerate(chosen):
+            if row != source:
+                self.write_row(row, self.read_row(source))
+        self.truncate(len(chosen))
 
     def write_row(self, client: int, tensors: Mapping[str, Tensor]) -> None:
         """Store one client's tensors; names and shapes must be those of the file (RunError)."""

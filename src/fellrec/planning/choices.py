@@ -1,11 +1,13 @@
-"""Cuts, codecs and batches, what each would take and let be read, and which fit the limits.
+"""Cuts, codecs, noise and batches: what each would take and let be read, and which fit the limits.
 
 Memory and bytes are foreseen from shapes (`federation.dryrun`). Seconds are of a step measured on
 this machine with one cut and counted over to others, block by block; the server is taken to be as
 fast as this machine, and both sides to wait for each other and for the line. What is read back is
 measured, too: the attacks of the audit on histories that nobody had, with a head that the server
 knows (`audit.calibration`), the worst case of an untrained or exchanged head. A search that takes
-its time finds more than the one here: it is a least of what is read back.
+its time finds more than the one here: it is a least of what is read back. Behind noise it is
+measured with fp32 alone, whose rounding is nothing beside it. What noise costs in score is not
+foreseen: that takes training.
 """
 
 from __future__ import annotations
@@ -30,14 +32,19 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CODECS = (Codec.FP32, Codec.BF16, Codec.INT8)
 """fp16 takes as many bytes as bf16, and its range is smaller."""
 
+NOISES = (0.0, 1.0, 3.0)
+"""Of the recipe's `privacy.noise`, tried where it is limited what may be read back."""
+
 _MOST = 256  # candidates of a search at a place; all would take minutes a cut
 
 Progress = Callable[[str], None]
+_Read = dict[tuple[Codec, float], tuple[float, str]]
+"""The share that the best attack finds, and its name, by codec and noise."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A cut, a codec and a batch, and what they come to.
+    """A cut, a codec, noise and a batch, and what they come to.
 
     memory, server_memory: bytes in training, libraries apart. bytes_up, bytes_down: of a step.
     client_seconds, server_seconds, wire_seconds: of a step. recovered: share of a history's items
@@ -48,6 +55,7 @@ class Choice:
     k_in: int
     k_out: int
     codec: str
+    noise: float
     batch: int
     memory: int
     server_memory: int
@@ -84,8 +92,10 @@ class Plan:
 
     @property
     def chosen(self) -> Choice | None:
-        """The fastest for each example of those that fit; None where none does."""
-        return min((each for each in self.choices if not each.misses), key=_pace, default=None)
+        """Of those that fit the fastest for each example with the least noise; None where none
+        fits.
+        """
+        return min((each for each in self.choices if not each.misses), key=_rank, default=None)
 
     @property
     def best(self) -> list[Choice]:
@@ -93,7 +103,7 @@ class Plan:
         found = []
         for k_in in sorted({each.k_in for each in self.choices}):
             own = [each for each in self.choices if each.k_in == k_in]
-            found.append(min(own, key=lambda each: (len(each.misses), _pace(each))))
+            found.append(min(own, key=lambda each: (len(each.misses), *_rank(each))))
         return found
 
     def hindrances(self) -> dict[str, Choice]:
@@ -118,9 +128,9 @@ class Plan:
         }
 
 
-def _pace(choice: Choice) -> float:
-    """Seconds for each example."""
-    return choice.seconds / choice.batch
+def _rank(choice: Choice) -> tuple[float, float]:
+    """Noise, which costs score, then seconds for each example."""
+    return choice.noise, choice.seconds / choice.batch
 
 
 def plan(
@@ -130,7 +140,7 @@ def plan(
     histories: int = 6,
     progress: Progress = lambda doing: None,
 ) -> Plan:
-    """Work out all cuts with the recipe's k_out; batches and codecs as in `BATCHES`, `CODECS`.
+    """Work out all cuts with the recipe's k_out; the rest as in `BATCHES`, `CODECS`, `NOISES`.
 
     histories: made-up ones by which it is measured what can be read back. progress: told what is
     measured.
@@ -148,11 +158,12 @@ def plan(
     shares = share_data(config)
     progress("timing a step")
     speed = _speed(config, shares)
+    noises = NOISES if limits.max_recovery is not None else NOISES[:1]
     found: list[Choice] = []
     for k_in in range(blocks - k_out):
         progress(f"reading back behind {k_in} of {blocks} blocks")
         cut = _with(config, {"model.k_in": k_in})
-        read = _read_back(cut, shares, histories)
+        read = _read_back(cut, shares, histories, noises)
         for batch in BATCHES:
             found += _of_batch(cut, shares, batch, speed, read, limits, blocks)
     return Plan(limits, tuple(found))
@@ -171,15 +182,18 @@ def _speed(config: RunConfig, shares: Shares) -> Speed:
     return measured(workspace, shares.partition.names[largest], shares.of(largest))
 
 
-def _read_back(config: RunConfig, shares: Shares, histories: int) -> dict[Codec, tuple[float, str]]:
-    """The share that the best attack finds, and its name, by codec."""
+def _read_back(config: RunConfig, shares: Shares, histories: int, noises: Sequence[float]) -> _Read:
     workspace = Workspace(config, shares.dataset)
+
+    def best(codec: Codec, noise: float) -> tuple[float, str]:
+        tried = calibrated(workspace, [noise], codec=codec, histories=histories, most=_MOST)
+        return max((each.recovered.mean, each.attack) for each in tried)
+
+    blurred = {noise: best(Codec.FP32, noise) for noise in noises if noise}
     return {
-        codec: max(
-            (each.recovered.mean, each.attack)
-            for each in calibrated(workspace, [0.0], codec=codec, histories=histories, most=_MOST)
-        )
+        (codec, noise): blurred[noise] if noise else best(codec, 0.0)
         for codec in CODECS
+        for noise in noises
     }
 
 
@@ -188,11 +202,11 @@ def _of_batch(
     shares: Shares,
     batch: int,
     speed: Speed,
-    read: dict[Codec, tuple[float, str]],
+    read: _Read,
     limits: Limits,
     blocks: int,
 ) -> Iterator[Choice]:
-    """Yield a choice for each codec."""
+    """Yield a choice for each codec and noise."""
     found = foreseen(_with(config, {"train.batch_size": batch, "split.codec": "fp32"}), shares)
     clients, memory = found["clients"], found["memory"]
     steps = sum(each["steps"] for each in clients)
@@ -201,13 +215,13 @@ def _of_batch(
     model = config.model
     own = model.k_in + model.k_out
     width = int(parse_config(known_config(model.base), model.base).hidden_size)
-    for codec in CODECS:
+    for (codec, noise), (share, attack) in read.items():
         crossed = int(plain * encoded_size(1, width, codec) / encoded_size(1, width, Codec.FP32))
-        share, attack = read[codec]
         choice = Choice(
             k_in=model.k_in,
             k_out=model.k_out,
             codec=codec.value,
+            noise=noise,
             batch=batch,
             memory=memory["client"]["total"],
             server_memory=memory["server"]["total"],

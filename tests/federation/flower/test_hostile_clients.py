@@ -39,19 +39,29 @@ def infinite(told: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str
     return told, {name: tensor / 0 for name, tensor in tensors.items()}
 
 
+def enlarged(told: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
+    return told, {name: 1e6 * tensor for name, tensor in tensors.items()}
+
+
 def renamed(told: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
     return told.model_copy(update={"metrics": {"id": 1.0}}), {}
 
 
-def test_whatever_a_client_answers_it_harms_no_other(toys: Toys, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(infinite, "NaN or infinite"), (enlarged, "as far as the median client, more than robust.")],
+)
+def test_whatever_a_client_answers_it_harms_no_other(
+    toys: Toys, tmp_path: Path, answer: Answer, reason: str
+) -> None:
     config = toys.recipe({"model.k_out": 2, "train.rounds": 1})
     with town(config, tmp_path, trunks=0) as it:
-        lying(it, "south", "train", [infinite])
+        lying(it, "south", "train", [answer])
         lying(it, "south", "evaluate.test", [renamed])
         run = it.conduct()
         one, two = [note for note in it.notes() if "south" in note]
         assert "south: " in one
-        assert "NaN or infinite" in one
+        assert reason in one
         assert two.endswith("its answer to the test is no score; it has no test score")
         labels = {name: each.label for name, each in RunStore(run).state().standings.items()}
         assert labels == {"east": 1, "north": 1}
