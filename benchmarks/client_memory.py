@@ -39,12 +39,12 @@ from fellrec.config import RunConfig
 from fellrec.data.sources import fetch_model
 from fellrec.federation.recommenders import load_tokenizer
 from fellrec.federation.workspace import load_adapted, optimiser_settings
+from fellrec.models.bases import load_output
 from fellrec.models.bigrec import Bigrec, BigrecSettings
 from fellrec.models.layout import Layout
 from fellrec.models.optimiser import Optimiser
 from fellrec.models.prompts import Prompts, PromptSettings
 from fellrec.models.recommender import Batch, NoTrunk, Trunk
-from fellrec.models.stages import load_output
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.service.channel import Link
 from fellrec.split.service.messages import Greeting

@@ -26,11 +26,12 @@ from transformers.utils import logging
 from fellrec.data.interactions import Ragged
 from fellrec.data.sources import fetch_model
 from fellrec.models.adapters import LoraSettings, attach
+from fellrec.models.bases import load_output, load_stage
 from fellrec.models.beams import beam_search
 from fellrec.models.bigrec import Bigrec, BigrecSettings, SplitWriter
 from fellrec.models.prompts import Prompts, PromptSettings
 from fellrec.models.recommender import Batch
-from fellrec.models.stages import Role, Stage, load_output, load_stage
+from fellrec.models.stages import Role, Stage
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer

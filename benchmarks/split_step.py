@@ -30,11 +30,12 @@ from transformers.utils import logging
 from fellrec.data.interactions import Ragged
 from fellrec.data.sources import fetch_model
 from fellrec.models.adapters import LoraSettings, attach
+from fellrec.models.bases import load_config, load_stage
 from fellrec.models.dropout import StepKey, key_dropouts
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.recommender import Batch
-from fellrec.models.stages import Role, Stage, load_config, load_stage
+from fellrec.models.stages import Role, Stage
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer

@@ -30,6 +30,7 @@ from transformers import (
 from fellrec.data.interactions import Catalogue
 from fellrec.models.adapters import LoraSettings, adapter, attach, write
 from fellrec.models.bigrec import Bigrec, BigrecSettings
+from fellrec.models.cutting import build_stage
 from fellrec.models.dropout import StepKey
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.item_texts import item_texts
@@ -37,7 +38,8 @@ from fellrec.models.layout import Layout, Side
 from fellrec.models.prompts import Prompts, PromptSettings
 from fellrec.models.recformer import Recformer, RecformerSettings
 from fellrec.models.recommender import Trunk
-from fellrec.models.stages import Role, Stage, build_stage, spans
+from fellrec.models.slicing import spans
+from fellrec.models.stages import Role, Stage
 from fellrec.models.weights import MemoryWeights
 from fellrec.split.codecs import Codec
 from fellrec.split.remote import RemoteTrunk

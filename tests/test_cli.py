@@ -447,6 +447,25 @@ def test_results_that_are_missing_are_made(recipe: Path, tmp_path: Path) -> None
     assert "| `toys` |" in call("results", "table", *folders[2:]).stdout
 
 
+def test_vouching_says_what_came_out(trained: tuple[Path, str], tmp_path: Path) -> None:
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    folders = ("--runs", runs, "--results", results)
+    assert call("results", "add", trained[0], "--name", "mine", *folders[2:]).exit_code == 0
+    assert "was made by today's code" in refused(call("results", "vouch", "mine", *folders))
+    origin = json.loads((results / "mine" / "origin.json").read_text())
+    (today,), origin["code"] = origin["code"], [16 * "0"]
+    (results / "mine" / "origin.json").write_text(json.dumps(origin))
+    shutil.copytree(trained[0], runs / "vouching" / f"mine-{today}")
+    result = call("results", "vouch", "mine", *folders)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"mine comes out the same\nwrote {results}/same.json\n"
+    (results / "same.json").write_text("[]")
+    (runs / "vouching" / f"mine-{today}" / "metrics.jsonl").write_text("")
+    said = refused(call("results", "vouch", "mine", *folders))
+    assert f"{results}/mine: rounds.jsonl, round 0, client " in said
+    assert (results / "same.json").read_text() == "[]"
+
+
 @pytest.mark.integration
 def test_compare_makes_cells_shows_them_and_says_what_failed(recipe: Path, tmp_path: Path) -> None:
     """Two real workers at a time: a peer, and a strategy that the data refuse."""

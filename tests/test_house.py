@@ -149,7 +149,7 @@ def test_every_module_says_what_it_is(path: Path) -> None:
         ("fellrec.data.sources", "from .interactions import Ragged", False),
         ("fellrec.models.hllm", "import fellrec.data.interactions", False),
         ("fellrec.models.hllm", "def f():\n    import fellrec.split.wire", True),
-        ("fellrec.split.trunk", "from fellrec.models.stages import cut", False),
+        ("fellrec.split.trunk", "from fellrec.models.cutting import cut", False),
         ("fellrec.split.trunk", "from fellrec.federation.client import Client", True),
         ("fellrec.split.remote", "from fellrec.split.trunk import TrunkServer", True),
         ("fellrec.split.remote", "from .trunk import TrunkServer", True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fellrec.comparison.plan import Comparison
 from fellrec.comparison.rows import Compared, Row
 from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.table import compare
+from fellrec.comparison.terminal import remarks
 from fellrec.errors import RunError
 from tests.comparison.conftest import TEXT, Results
 from tests.comparison.made import cell, compared, description, found
@@ -286,3 +288,20 @@ def test_a_row_by_earlier_code_says_so(comparison: Comparison, results: Results)
         for each in comparison.cells
     ]
     assert [r.label for r in compare(comparison, outcomes).tables[0].rows if r.old] == ["fedavg"]
+
+
+def test_a_row_of_vouched_code_names_the_cells_that_showed_it(
+    comparison: Comparison, results: Results
+) -> None:
+    outcomes = [found(each, results[each.label, each.seed]) for each in comparison.cells]
+    shown = {("local", 0): ("b",), ("local", 1): ("a", "b"), ("fellrec", 0): ("a", "b")}
+    outcomes = [
+        replace(each, shown_by=shown.get((each.planned.label, each.planned.seed), ()))
+        for each in outcomes
+    ]
+    this = compare(comparison, outcomes)
+    rows = {row.label: row.shown_by for row in this.tables[0].rows}
+    assert rows.pop("local") == rows.pop("fellrec") == ("a", "b") and not any(rows.values())
+    assert list(remarks(this)) == [
+        "made by earlier code that today's gives the same as: local, fellrec (shown by a, b)"
+    ]

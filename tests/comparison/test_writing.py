@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.writing import as_csv, as_markdown, as_rows, figures, plain, signed, write
 from fellrec.errors import RunError
 from fellrec.evaluation.bootstrap import Interval
+from fellrec.results.cells import Cell
+from fellrec.results.vouched import Vouched, entry_of
+from tests.comparison.conftest import Results
 from tests.comparison.made import cell, compared, description
 
 
@@ -109,6 +113,27 @@ def test_tables_of_the_page_are_whole(whole: Compared, partly: Compared) -> None
     assert page.startswith("## All of mine\n\nTo see.\n\n4 users, 9 items, leave-one-out.\n")
     assert page.endswith("    fellrec compare mine  # seeds 0, 1\n")
     assert "share of centralised" in page and "least gain of a client over local" in page
+
+
+def test_the_page_says_which_rows_other_code_has_made(
+    comparison: Comparison, results: Results
+) -> None:
+    """Today's code plays no part in it: the page is the same whatever that is."""
+    now, before, other = (16 * digit for digit in "abc")
+    states = {"local": before, "fellrec": other}
+    made: Results = {}
+    for place, each in results.items():
+        assert isinstance(each, Cell)
+        made[place] = replace(each, origin={**each.origin, "code": [states.get(place[0], now)]})
+    whole = compared(comparison, made)
+    begins = "- made by another state of the code than the others"
+    assert f"{begins}: `local`, `fellrec`\n" in as_markdown(whole, "fellrec")
+    # Whichever of the two is the newer.
+    for newer, older in ((now, before), (before, now)):
+        vouched = Vouched((entry_of("hllm", newer, older, ["x", "y"]),))
+        page = as_markdown(whole, "fellrec", vouched)
+        assert f"{begins}, which gives the same, as `x`, `y` showed: `local`\n" in page
+        assert f"{begins}: `fellrec`\n" in page
 
 
 def test_without_reference_and_floor_no_column_names_them(tmp_path: Path) -> None:

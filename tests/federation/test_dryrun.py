@@ -17,8 +17,9 @@ from fellrec.federation.runs import train
 from fellrec.federation.workspace import lora_settings
 from fellrec.files import read_tensors
 from fellrec.models.adapters import attach
+from fellrec.models.cutting import build_stage
 from fellrec.models.placement import DTYPES, Placement
-from fellrec.models.stages import Stage, build_stage
+from fellrec.models.stages import Stage
 from fellrec.models.weights import MemoryWeights
 from fellrec.split.ledger import Ledger
 from tests.builders import layout_of, random_hidden, tiny

@@ -20,8 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fellrec.data.tensor_files import BLOCK
 from fellrec.errors import ModelError
+from fellrec.models.bases import load_config, load_output, load_stage
+from fellrec.models.cutting import outline_stage
 from fellrec.models.manifest import NAME, check, digest, manifest_of, stage_tensors
-from fellrec.models.stages import Role, load_config, load_output, load_stage, outline_stage, spans
+from fellrec.models.slicing import spans
+from fellrec.models.stages import Role
 from fellrec.models.weights import SafetensorsWeights
 from tests.builders import KINDS, tiny, tiny_config
 

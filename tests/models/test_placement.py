@@ -12,9 +12,11 @@ from torch import Tensor
 from fellrec.errors import ConfigError
 from fellrec.federation.sizes import held
 from fellrec.models.adapters import LoraSettings, adapter, attach
+from fellrec.models.cutting import build_stage, outline_stage
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.placement import DTYPES, Placement, placement, resolve, tensor_size
-from fellrec.models.stages import Role, Stage, build_stage, outline_stage, spans
+from fellrec.models.slicing import spans
+from fellrec.models.stages import Role, Stage
 from fellrec.models.weights import MemoryWeights
 from fellrec.split.trunk import SessionSettings
 from tests.builders import (

@@ -14,9 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fellrec.errors import ModelError
 from fellrec.models.adapters import LoraSettings, adapter, attach, write
+from fellrec.models.bases import load_config, load_stage
+from fellrec.models.cutting import build_stage
 from fellrec.models.dropout import KeyedDropout
 from fellrec.models.families import family_of
-from fellrec.models.stages import Role, build_stage, load_config, load_stage, spans
+from fellrec.models.slicing import spans
+from fellrec.models.stages import Role
 from fellrec.models.weights import MemoryWeights, SafetensorsWeights, Weights
 from tests.builders import (
     KINDS,

@@ -62,11 +62,13 @@ def made_up(
     failed: Mapping[tuple[str, int], str] | None = None,
     missing: Collection[tuple[str, int]] = (),
     old: Collection[str] = (),
+    vouched: Mapping[str, tuple[str, ...]] | None = None,
     rounds: int = 5,
 ) -> Compared:
     """Work out a comparison whose cells have made-up results.
 
     failed: by label and seed, why. missing: labels and seeds. old: labels that other code has made.
+    vouched: those whose code today's is vouched to match, with the cells that showed it.
     """
     comparison = Comparison.read(path)
     reasons = failed or {}
@@ -81,7 +83,8 @@ def made_up(
             found.append(Outcome(planned, where))
         else:
             cell = _peer(planned) if planned.peer else _run(planned, rounds)
-            found.append(Outcome(planned, where, cell, None, planned.label not in old))
+            shown = (vouched or {}).get(planned.label, ())
+            found.append(Outcome(planned, where, cell, None, planned.label not in old, shown))
     return compare(comparison, found)
 
 

@@ -46,6 +46,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compared]:
             failed={("broken", 0): DIVERGED, ("broken", 1): DIVERGED},
             missing={("slow", 1)},
             old={"fellrec"},
+            vouched={"local": ("local-s0-abc", "fedavg-s1-abc")},
         ),
         "one": made_up(file("one")),
         "many": made_up(file("many", strategies=few, axes={"clients.count": [20]}), rounds=2),
@@ -111,6 +112,12 @@ def test_what_is_missing_or_old_is_named(pages: dict[str, str]) -> None:
     assert "Made by an earlier state of the code: fellrec." in said
     assert "earlier code" in row_of(page, "Test scores", "fellrec")[0]
     assert "earlier code" not in row_of(page, "Test scores", "fedavg")[0]
+    assert "vouched" not in row_of(page, "Test scores", "fellrec")[0]
+    assert "earlier code, vouched for" in row_of(page, "Test scores", "local")[0]
+    assert (
+        "Made by earlier code that today's gives the same as, as fedavg-s1-abc and local-s0-abc "
+        "showed: local."
+    ) in said
     assert "A &amp; B" in page and "11 of 14 cells" in said
 
 

@@ -14,8 +14,10 @@ from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedMod
 
 from fellrec.errors import WireError
 from fellrec.models.adapters import LoraSettings, adapter
+from fellrec.models.cutting import cut
 from fellrec.models.layout import Layout, Side
-from fellrec.models.stages import Role, cut, spans
+from fellrec.models.slicing import spans
+from fellrec.models.stages import Role
 from fellrec.split.codecs import Codec
 from fellrec.split.transport import InProcessTransport
 from fellrec.split.trunk import SessionSettings, TrunkServer

@@ -1,4 +1,4 @@
-"""Commands for results: add, table, run."""
+"""Commands for results: add, table, run, vouch."""
 
 from __future__ import annotations
 
@@ -98,3 +98,45 @@ def run_(
                 train_run(config, path, resume=found == "begun", observer=observer)
         keep(path, folder, replace=True)
         console.print(f"kept {folder / config.name}", soft_wrap=True)
+
+
+@results.command("vouch")
+def vouch(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CELL...", help="Kept cells of earlier code: names, or paths of their folders."
+        ),
+    ],
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are made.")
+    ] = Path("runs"),
+    folder: ResultsFolder = Path("results"),
+) -> None:
+    """Show that today's code gives what earlier code gave: make these cells anew, and compare.
+
+    If every score, round and figure is the same to the last bit, results/same.json says so, and all
+    cells of that code stand again. If not, the first difference is named.
+
+    It shows nothing of code that these cells do not run, so name cells of several kinds:
+    fellrec results vouch fellrec-s0-cef7acd8f7d0 local-s0-88369414a3a3
+    """
+    console = show.make_console()
+    with waiting(console, "starting"):
+        from fellrec.progress import watch
+        from fellrec.results import vouching
+        from fellrec.results.vouched import SAME
+
+        quiet()
+        found = vouching.claims(names, folder)
+    again = ["fellrec", "results", "vouch", *names, "--runs", str(runs), "--results", str(folder)]
+    for claim in found:
+        path, metric = claim.run(runs), claim.config.evaluation.metric
+        with (
+            resumable(path / "config.toml", shlex.join(again)),
+            watch(console, metric) as observer,
+        ):
+            vouching.show(claim, runs, observer)
+        console.print(f"{claim.cell.name} comes out the same", soft_wrap=True)
+    vouching.vouch(found, folder)
+    console.print(f"wrote {folder / SAME}", soft_wrap=True)

@@ -6,6 +6,7 @@ results/cells/<name>.failed    one that failed: JSON of reason, code and date
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from fellrec.errors import ConfigError, RunError
 from fellrec.federation.origin import code_digest, digest_of
 from fellrec.files import read_json, write_json
 from fellrec.results.cells import COMPARED, Cell, read
+from fellrec.results.vouched import Vouched
 
 _FAILED = ".failed"
 
@@ -45,7 +47,9 @@ class Failure:
 class Outcome:
     """What there is of a planned cell: its result, the reason why it has none, or neither.
 
-    current: whether today's code made it, or failed. path: where its result is, or belongs.
+    current: whether today's code made it, or code that it is vouched to match, or whether it
+    failed by today's. path: where its result is, or belongs. shown_by: where earlier code made a
+    current result, the cells that showed that today's gives the same.
     """
 
     planned: Planned
@@ -53,6 +57,7 @@ class Outcome:
     cell: Cell | None = None
     failure: Failure | None = None
     current: bool = False
+    shown_by: tuple[str, ...] = ()
 
 
 def code_of(planned: Planned) -> str:
@@ -60,6 +65,15 @@ def code_of(planned: Planned) -> str:
     if planned.peer is not None:
         return digest_of(_PEER_CODE)
     return code_digest(planned.config.model.recommender)
+
+
+def shown_by(planned: Planned, made_by: Iterable[str], results: Path) -> tuple[str, ...] | None:
+    """Return which cells showed that today's code gives what these codes made, by digest.
+
+    None where nothing did, no cells where today's code made it. Peers are not vouched for.
+    """
+    vouched = Vouched() if planned.peer is not None else Vouched.read(results)
+    return vouched.shown_by(planned.config.model.recommender, code_of(planned), made_by)
 
 
 def place_of(planned: Planned, results: Path) -> Path:
@@ -76,15 +90,17 @@ def outcome(planned: Planned, results: Path) -> Outcome:
 
     A result that other code has made does not hide that today's code failed.
 
-    Raises RunError for a cell that was changed since it was kept.
+    Raises RunError for a cell that was changed since it was kept, or a damaged file of what is
+    vouched for.
     """
     path, code = place_of(planned, results), code_of(planned)
     cell = _kept(path)
-    current = cell is not None and set(cell.origin["code"]) == {code} and _asked(planned, cell)
+    shown = None if cell is None else shown_by(planned, cell.origin["code"], results)
+    current = cell is not None and shown is not None and _asked(planned, cell)
     failure = None if current else _failure(path)
     if failure is not None and (cell is None or failure.code == code):
         return Outcome(planned, path, None, failure, failure.code == code)
-    return Outcome(planned, path, cell, None, current)
+    return Outcome(planned, path, cell, None, current, (shown or ()) if current else ())
 
 
 def _kept(path: Path) -> Cell | None:

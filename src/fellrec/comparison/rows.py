@@ -28,6 +28,8 @@ class ClientScore:
 class Row:
     """One strategy or peer. Estimates are None where something that they need is missing.
 
+    old: whether other code than today's has made one of its cells. shown_by: where earlier code
+    made some that today's is vouched to match, the cells that showed it.
     overall: by metric. The rest is of the metric that the comparison shows: over_reference, the
     difference from the reference; of_ceiling, the quotient by the ceiling; over_floor, the least of
     the clients' gains over learning alone; worst, gap, jain, of clients' means, and gap_by_chance,
@@ -41,6 +43,7 @@ class Row:
     failures: tuple[tuple[int, str], ...] = ()
     missing: tuple[int, ...] = ()
     old: bool = False
+    shown_by: tuple[str, ...] = ()
     overall: Mapping[str, Estimate] = field(default_factory=dict)
     over_reference: Mapping[str, Estimate] = field(default_factory=dict)
     of_ceiling: Estimate | None = None

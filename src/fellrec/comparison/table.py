@@ -110,6 +110,7 @@ class _Figures:
             tuple((o.planned.seed, o.failure.reason) for o in group if o.failure),
             tuple(o.planned.seed for o in group if not (o.cell or o.failure)),
             any(o.cell is not None and not o.current for o in group),
+            tuple(sorted({name for o in group for name in o.shown_by})),
         )
         if not cells:
             return row

@@ -14,6 +14,7 @@ from rich.text import Text
 from fellrec.comparison.plan import Planned
 from fellrec.comparison.rows import Compared, Row, Table
 from fellrec.comparison.running import Step, Told
+from fellrec.comparison.states import vouched_for
 from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.writing import seeds_text
 from fellrec.console import is_live, make_table, plain
@@ -77,6 +78,11 @@ def remarks(compared: Compared) -> Iterator[str]:
         old = [row.label for row in table.rows if row.old]
         if old:
             yield f"made by an earlier state of the code{where}: {', '.join(old)}"
+        for shown_by, labels in vouched_for(table.rows):
+            yield (
+                f"made by earlier code that today's gives the same as{where}: {', '.join(labels)} "
+                f"(shown by {', '.join(shown_by)})"
+            )
 
 
 @dataclass(frozen=True)

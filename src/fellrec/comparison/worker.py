@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 
 import fellrec
-from fellrec.comparison.outcomes import code_of, outcome, place_of
+from fellrec.comparison.outcomes import code_of, outcome, place_of, shown_by
 from fellrec.comparison.parent import end_with_parent
 from fellrec.comparison.plan import Comparison, Planned
 from fellrec.config import RunConfig
@@ -59,25 +59,27 @@ def _make(planned: Planned, runs: Path, results: Path) -> None:
         _keep_peer(planned, planned.peer, target)
         return
     run = runs / planned.name
-    begun = _begun(planned, run)
+    begun = _begun(planned, run, results)
     if not (run / "summary.json").is_file():
         train(begun or planned.config, run, resume=begun is not None)
     memory = dry_run(planned.config)["memory"]
     keep_alone(run, target.parent, target.name, {"memory": memory})
 
 
-def _begun(planned: Planned, run: Path) -> RunConfig | None:
+def _begun(planned: Planned, run: Path, results: Path) -> RunConfig | None:
     """Return the recipe of a run that can go on, None where one begins.
 
     It may differ in what no score depends on. What other code has begun, or with another recipe,
-    this code can't finish: that is set aside.
+    this code can't finish, unless it is vouched to match that code: the run is set aside.
     """
     if not (run / "config.toml").is_file():
         return None
     stored = RunConfig.from_toml(run / "config.toml")
-    others = {session.code for session in sessions(run)} - {code_of(planned)}
-    if not others and replace(planned, config=stored).key == planned.key:
+    codes = {session.code for session in sessions(run)}
+    known = not codes or shown_by(planned, codes, results) is not None
+    if known and replace(planned, config=stored).key == planned.key:
         return stored
+    others = set() if known else codes - {code_of(planned)}
     name = f"{run.name}.by-{min(others, default='another-recipe')}"
     names = (f"{name}-{number}" if number else name for number in count())
     run.rename(next(path for path in map(run.with_name, names) if not path.exists()))

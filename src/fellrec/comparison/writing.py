@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,14 +11,17 @@ from fellrec.comparison.course import Course
 from fellrec.comparison.plan import Comparison, comparisons
 from fellrec.comparison.rows import Compared, Row, Table
 from fellrec.comparison.running import outcomes
+from fellrec.comparison.states import unlike
 from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.table import compare
 from fellrec.errors import RunError
 from fellrec.files import write_bytes
 from fellrec.results.markdown import NOTHING, metric_name, table_text
+from fellrec.results.vouched import Vouched
 
 _DIFFERENCES = ("over_reference", "over_floor", "worst_over_reference", "worst_over_floor")
 
+_NOTHING = Vouched()
 _HEADER = ("strategy", "seeds", "figure", "metric", "value", "low", "high", "clear", "by_seed")
 
 
@@ -78,8 +80,11 @@ def figures(row: Row, metric: str) -> Iterator[tuple[str, str, Estimate]]:
             yield name, metric, value
 
 
-def as_markdown(compared: Compared, command: str) -> str:
-    """Write the comparison as a part of the page of results; command: what makes it."""
+def as_markdown(compared: Compared, command: str, vouched: Vouched = _NOTHING) -> str:
+    """Write the comparison as a part of the page of results.
+
+    command: what makes it. vouched: which states of the code are known to give the same.
+    """
     file = compared.file
     parts = [f"## {file.title}\n"]
     if file.about:
@@ -96,7 +101,7 @@ def as_markdown(compared: Compared, command: str) -> str:
             users, items = table.data["users"], table.data["items"]
             parts.append(f"{users:,} users, {items:,} items, {table.data['split']}.\n")
         parts += [_scores(compared, table), _balance(compared, table), _courses(compared, table)]
-        parts += _missing(table)
+        parts += _missing(table, vouched)
     if empty:
         parts.append(f"Not run yet: {'; '.join(empty)}.\n")
     seeds = ", ".join(map(str, file.seeds))
@@ -107,15 +112,17 @@ def as_markdown(compared: Compared, command: str) -> str:
 def parts_of_page(results: Path) -> list[str]:
     """Return the part of the page of results of each shipped comparison that has a result.
 
-    Raises RunError for a cell that was changed since it was kept.
+    Raises RunError for a cell that was changed since it was kept, or a damaged file of what is
+    vouched for.
     """
-    parts = []
+    parts, vouched = [], Vouched.read(results)
     for name in comparisons():
         comparison = Comparison.read(name)
         found = outcomes(comparison, results)
         # One cell, which another comparison may have made, is no comparison.
         if sum(each.cell is not None for each in found) > 1:
-            parts.append(as_markdown(compare(comparison, found), f"fellrec compare {name}"))
+            compared = compare(comparison, found)
+            parts.append(as_markdown(compared, f"fellrec compare {name}", vouched))
     return parts
 
 
@@ -223,7 +230,7 @@ def _memory(row: Row) -> str:
     return NOTHING if memory is None else f"{memory['client']['total'] / 2**20:,.0f} MiB"
 
 
-def _missing(table: Table) -> list[str]:
+def _missing(table: Table, vouched: Vouched) -> list[str]:
     lines = []
     for row in table.rows:
         lines += [
@@ -232,24 +239,8 @@ def _missing(table: Table) -> list[str]:
     absent = [f"{_label(row)} ({seeds_text(row.missing)})" for row in table.rows if row.missing]
     if absent:
         lines.append(f"- not run yet: {', '.join(absent)}\n")
-    lines += _states(table)
+    lines += unlike(table, vouched)
     return ["".join(lines)] if lines else []
-
-
-def _states(table: Table) -> list[str]:
-    """Say which runs other code has made than most: a page is a function of its cells alone."""
-    states = {
-        row.label: tuple(sorted({code for cell in row.cells for code in cell.origin["code"]}))
-        for row in table.rows
-        if row.cells and not row.peer
-    }
-    if not states:
-        return []
-    usual, _ = Counter(states.values()).most_common(1)[0]
-    others = [f"`{label}`" for label, state in states.items() if state != usual]
-    if not others:
-        return []
-    return [f"- made by another state of the code than the others: {', '.join(others)}\n"]
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

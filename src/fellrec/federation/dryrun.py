@@ -58,10 +58,11 @@ from fellrec.federation.recommenders import (
 from fellrec.federation.sizes import sizes
 from fellrec.federation.workspace import Shares, client_settings, lora_settings, share_data
 from fellrec.models.adapters import adapter, attach
+from fellrec.models.bases import parse_config
 from fellrec.models.bigrec import require_decoder
 from fellrec.models.placement import quantised_saving
 from fellrec.models.recommender import Batch, Kind, NoTrunk, Recommender
-from fellrec.models.stages import Role, Stage, parse_config
+from fellrec.models.stages import Role, Stage
 from fellrec.split.codecs import Codec, encoded_size
 
 _CHARACTERS = 4  # of one token, about, in English titles

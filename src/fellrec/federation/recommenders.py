@@ -14,14 +14,17 @@ from fellrec.data.cache import cache_folder
 from fellrec.data.interactions import Dataset
 from fellrec.data.sources import fetch_model
 from fellrec.errors import ModelError
+from fellrec.models.bases import load_output, load_stage
 from fellrec.models.bigrec import Bigrec, BigrecSettings, require_decoder
+from fellrec.models.cutting import outline_stage
 from fellrec.models.hllm import Hllm, HllmSettings
 from fellrec.models.item_texts import item_texts
 from fellrec.models.placement import DTYPES, placement
 from fellrec.models.prompts import Prompts, PromptSettings, vocabulary
 from fellrec.models.recformer import Recformer, RecformerSettings
 from fellrec.models.recommender import Recommender
-from fellrec.models.stages import Role, Stage, load_output, load_stage, outline_stage, spans
+from fellrec.models.slicing import spans
+from fellrec.models.stages import Role, Stage
 from fellrec.models.text import encode_texts
 
 Progress = Callable[[int, int], None]

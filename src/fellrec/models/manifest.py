@@ -26,7 +26,9 @@ from fellrec.data.checks import read_object
 from fellrec.data.files import replace_file
 from fellrec.data.tensor_files import Span, read_blocks, read_header
 from fellrec.errors import ModelError, SourceError
-from fellrec.models.stages import OUTPUT, Stage, load_config, stored_names
+from fellrec.models.bases import OUTPUT, load_config
+from fellrec.models.filling import stored_names
+from fellrec.models.stages import Stage
 from fellrec.models.weights import SafetensorsWeights
 
 log = logging.getLogger(__name__)

@@ -41,6 +41,10 @@ class Placement:
     quantize: Quantize = "none"
 
 
+HERE = Placement()
+"""The CPU, in float32."""
+
+
 def placement(device: Device, precision: Precision, quantize: Quantize) -> Placement:
     """Resolve settings on this machine; "auto" is an accelerator where torch sees one.
 

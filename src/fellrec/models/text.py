@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from fellrec.data.files import replace_file
 from fellrec.errors import ModelError
-from fellrec.models.stages import load_config
+from fellrec.models.bases import load_config
 
 _MAX_TOKENS = 128
 _FORMAT = b"mean-pooled, normalised, 128 tokens, 1"

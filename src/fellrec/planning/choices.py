@@ -23,7 +23,7 @@ from fellrec.data.sources import known_config
 from fellrec.errors import ConfigError
 from fellrec.federation.dryrun import foreseen
 from fellrec.federation.workspace import Shares, Workspace, share_data
-from fellrec.models.stages import parse_config
+from fellrec.models.bases import parse_config
 from fellrec.planning.limits import Limits
 from fellrec.planning.speed import Speed, measured
 from fellrec.split.codecs import Codec, encoded_size

@@ -1,12 +1,14 @@
 """What a table of results needs: each recipe, its base as it comes, and the command for either.
 
-A cell is not made again while its recipe, the code that matters and the data are what they were.
+A cell is not made again while its recipe, the code that matters and the data are what they were;
+code that is vouched to give the same (`vouched.py`) counts as the same.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from fellrec.federation.origin import code_digest, sessions
 from fellrec.federation.runs import difference
 from fellrec.federation.workspace import load_split
 from fellrec.results.cells import data_digest, read
+from fellrec.results.vouched import Vouched
 
 Standing = Literal["kept", "finished", "begun", "missing"]
 
@@ -48,18 +51,25 @@ def command(config: RunConfig, name: str, folder: str = "results") -> str:
 def standing(config: RunConfig, results: Path, runs: Path) -> Standing:
     """Say how far the result of a recipe is: cells in `results`, run folders in `runs`.
 
-    kept: its cell stands, made by today's code from today's data. finished, begun: its run is in
-    `runs/<name>`. The data set is loaded where there is a cell.
+    kept: its cell stands, made by today's code, or what that is vouched to match, from today's
+    data. finished, begun: its run is in `runs/<name>`. The data set is loaded where there is a
+    cell.
 
-    Raises RunError when the run there is of another recipe or was made by other code.
+    Raises RunError when the run there is of another recipe or was made by other code, or the file
+    of what is vouched for is damaged.
     """
-    code = code_digest(config.model.recommender)
+    vouched = Vouched.read(results)
+
+    def same(made_by: Iterable[str]) -> bool:
+        recommender = config.model.recommender
+        return vouched.shown_by(recommender, code_digest(recommender), made_by) is not None
+
     if (results / config.name).exists():
         cell = read(results / config.name)
         if (
             cell.config is not None
             and not difference(cell.config, config)
-            and cell.origin["code"] == [code]
+            and same(cell.origin["code"])
             and cell.origin["data"]["digest"] == data_digest(*load_split(config))
         ):
             return "kept"
@@ -69,7 +79,8 @@ def standing(config: RunConfig, results: Path, runs: Path) -> Standing:
     changed = difference(RunConfig.from_toml(run / "config.toml"), config)
     if changed:
         raise RunError(f"{run} is of another recipe: {changed} differs; remove it to train anew")
-    if {session.code for session in sessions(run)} - {code}:
+    codes = {session.code for session in sessions(run)}
+    if codes and not same(codes):
         raise RunError(f"{run} was made by other code; remove it to train anew, or add it as it is")
     return "finished" if (run / "summary.json").is_file() else "begun"
 

@@ -31,8 +31,8 @@ from fellrec.federation.store import CLIENT
 from fellrec.federation.turns import ClientModel, turn
 from fellrec.federation.workspace import Workspace
 from fellrec.files import read_tensors
+from fellrec.models.bases import load_config
 from fellrec.models.recommender import Kind
-from fellrec.models.stages import load_config
 from fellrec.privacy import Secret
 from fellrec.serving.ranking import Recommends, score
 from fellrec.split.service.channel import Link

@@ -9,6 +9,6 @@ ledger.py            what crossed, counted
 
 from __future__ import annotations
 
-from fellrec.models.stages import Stages, cut
+from fellrec.models.cutting import Stages, cut
 
 __all__ = ["Stages", "cut"]

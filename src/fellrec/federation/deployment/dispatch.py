@@ -37,7 +37,8 @@ from fellrec.federation.recommenders import outline_part
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
 from fellrec.federation.workspace import lora_settings
 from fellrec.models.adapters import attach
-from fellrec.models.stages import Stage, parse_config
+from fellrec.models.bases import parse_config
+from fellrec.models.stages import Stage
 from fellrec.split.service.messages import Message
 
 Tensors = Mapping[str, Tensor]

@@ -51,9 +51,9 @@ from fellrec.federation.work import Work
 from fellrec.federation.workspace import Counts, Quota, Workspace, moving
 from fellrec.files import alone_in, append_line, finite, write_bytes
 from fellrec.models import manifest
+from fellrec.models.bases import load_config
 from fellrec.models.optimiser import without
 from fellrec.models.recommender import Kind
-from fellrec.models.stages import load_config
 from fellrec.privacy import Secret
 from fellrec.split.service.channel import Link
 from fellrec.split.service.messages import Message

@@ -16,7 +16,7 @@ from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.recommenders import outline_part
 from fellrec.federation.workspace import trunk_server
 from fellrec.models import manifest
-from fellrec.models.stages import load_config
+from fellrec.models.bases import load_config
 from fellrec.split.service.server import TrunkService, serve
 from fellrec.split.service.settings import ServiceSettings
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from fellrec.comparison.rows import Compared, Row
+from fellrec.comparison.states import vouched_for
 from fellrec.comparison.statistics import Estimate
 from fellrec.report import words
 from fellrec.report.blocks import Tile, Tiles
@@ -211,6 +212,11 @@ def _gaps(rows: Sequence[Row]) -> list[str]:
         said.append(f"{words.several(missing, 'cell')} {verb} not been run yet.")
     if old:
         said.append(f"Made by an earlier state of the code: {listed(old)}.")
+    for cells, labels in vouched_for(rows):
+        said.append(
+            f"Made by earlier code that today's gives the same as, as {listed(cells)} showed: "
+            f"{listed(labels)}."
+        )
     return [" ".join(said)] if said else []
 
 

@@ -77,6 +77,7 @@ def _seeds(view: View, row: Row) -> str:
     notes = [f"{len(row.failures)} failed"] if row.failures else []
     notes += [f"{len(row.missing)} not run"] if row.missing else []
     notes += ["earlier code"] if row.old else []
+    notes += ["earlier code, vouched for"] if row.shown_by else []
     return ranged(f"{len(row.cells)} of {len(view.file.seeds)}", ", ".join(notes))
 
 
