@@ -13,7 +13,7 @@ client of a deployment are: the other side is elsewhere. Its terms, in bytes:
                  8 more, for the common start and the model that the order brought
     activations  f · p · k + p · t
     scores       client only: 8 · targets · classes, and what goes with the table of items
-    frames       2 F + 4 · positions · d, for each of the f micro-batches
+    frames       12 · positions · d, for each of the f micro-batches
     scoring      what is there instead of the three lines above while users are scored
     total        the first four, and the larger of scoring and of the three before it
 
@@ -22,13 +22,14 @@ included, in the largest micro-batch of any client. k and t are what autograd ke
 all blocks, and what passes in one of them (`blocks`). Classes are the catalogue's items, or the
 base's tokens where these are what is predicted: logits and their logarithms are there at once.
 hllm holds vectors of all items and their lengthened kin with a gradient of each, recformer the
-vectors alone. F is the largest frame as sent: the message that it came in, the frame itself, and
-its values as float32 are there at once.
+vectors alone. Of the largest frame the message that it came in, the frame itself, and its values as
+float32 are there at once; codecs that send fewer bytes need the difference on the way to them.
 
 Scoring, with p the places of the largest batch of users, is p · (4 d + s) where s passes in one
-block, its frames, and on the client 8 · users · items for the scores and the vectors of all items,
-twice. The items that recformer encodes are such a batch, and so are the titles of bigrec. Where
-bigrec writes titles, keys and values of each beam and column in all blocks of a side come to it,
+block, its frames as above, and on the client 8 · users · items for the scores and the vectors of
+all items, twice. The items that recformer encodes are such a batch, and so are the titles of
+bigrec. Where it
+writes titles, keys and values of each beam and column in all blocks of a side come to it,
 one block's repeated for each head of the queries, and on the client the logits of all beams: those
 before, while the next ones are made, or three times where their sum of exponentials is taken.
 

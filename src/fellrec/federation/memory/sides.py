@@ -20,7 +20,6 @@ from fellrec.federation.memory.widest import Widest
 from fellrec.models import bigrec, recformer
 from fellrec.models.recommender import Recommender
 from fellrec.models.stages import Stage
-from fellrec.split.codecs import Codec, encoded_size
 
 _WARM_BYTES = 44 << 20  # measured: 31 MiB of code and 13 of buffers, on either side
 _TRAINED_BYTES = 12  # gradient and two moments of a float32 parameter
@@ -57,7 +56,7 @@ def foreseen_memory(
         "training": (_TRAINED_BYTES + _COPIES_BYTES) * int(cost["client_trained_parameters"]),
         "scores": _scores(config, recommender, learned, len(dataset.catalogue)),
     }
-    client["scoring"] += _ranking(config, recommender, scored, len(dataset.catalogue))
+    client["scoring"] += _ranking(recommender, scored, len(dataset.catalogue))
     if server is None:
         trunk = {}
     else:
@@ -94,30 +93,30 @@ def _side(
     under_way = min(config.train.in_flight, config.train.micro_batches)
     kept = sum(kept_by_blocks(config, stage) for stage in stages)
     passing = max(map(passing_in_training, stages))
-    frames = _frames(config, learned.positions, stages[0].width) if remote else 0
-    again = _encoded(recommender, scored)
+    frames = _frames(learned.positions, stages[0].width) if remote else 0
+    again = _encoded(recommender)
     batches = [scored, Widest(places=again, positions=again)]
-    through = max(_through(config, stages, batch, remote=remote) for batch in batches)
+    through = max(_through(stages, batch, remote=remote) for batch in batches)
     return {
         "activations": learned.places * (under_way * kept + passing),
         "frames": under_way * frames,
-        "scoring": max(through, _writing(config, recommender, stages, scored)),
+        "scoring": max(through, _writing(recommender, stages, scored)),
     }
 
 
-def _frames(config: RunConfig, positions: int, width: int) -> int:
-    sent = encoded_size(positions, width, Codec(config.split.codec))
-    return 2 * sent + FLOAT * positions * width
+def _frames(positions: int, width: int) -> int:
+    """A message, the frame in it, and its values, all as if float32 was sent; see the package."""
+    return 3 * FLOAT * positions * width
 
 
-def _through(config: RunConfig, stages: Sequence[Stage], batch: Widest, *, remote: bool) -> int:
+def _through(stages: Sequence[Stage], batch: Widest, *, remote: bool) -> int:
     """A batch on its way through some stages, without a gradient."""
     width, passing = stages[0].width, max(map(passing_in_serving, stages))
-    frames = _frames(config, batch.positions, width) if remote else 0
+    frames = _frames(batch.positions, width) if remote else 0
     return batch.places * (FLOAT * width + passing) + frames
 
 
-def _encoded(recommender: Recommender, scored: Widest) -> int:
+def _encoded(recommender: Recommender) -> int:
     """Places of the texts of items that go through the stages at once; 0 for hllm."""
     if isinstance(recommender, recformer.Recformer):
         return min(recformer._ENCODED_TOKENS, recommender.epoch_positions)
@@ -127,9 +126,7 @@ def _encoded(recommender: Recommender, scored: Widest) -> int:
     return 0
 
 
-def _writing(
-    config: RunConfig, recommender: Recommender, stages: Sequence[Stage], scored: Widest
-) -> int:
+def _writing(recommender: Recommender, stages: Sequence[Stage], scored: Widest) -> int:
     """Keys and values of all beams while titles are written; 0 where none are.
 
     Beside the prompt there are as many columns as half of the titles need: what is longer is
@@ -160,7 +157,7 @@ def _scores(config: RunConfig, recommender: Recommender, learned: Widest, items:
     return FLOAT * (table * recommender.head.width + 2 * learned.targets * classes)
 
 
-def _ranking(config: RunConfig, recommender: Recommender, scored: Widest, items: int) -> int:
+def _ranking(recommender: Recommender, scored: Widest, items: int) -> int:
     """Scores of all items for a batch of users, and the vectors that they rest on."""
     return FLOAT * 2 * items * (scored.rows + recommender.head.width)
 
