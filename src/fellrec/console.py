@@ -213,7 +213,7 @@ def foreseen_clients(found: Row) -> Table:
 
 
 def foreseen_sides(found: Row) -> Table:
-    """Show what a client and the server would hold, and the memory of each in training."""
+    """Show what a client and the server would hold, and the largest memory of each."""
     cost, memory = found["cost"], found["memory"]
     table = make_table("", ">a client", ">the server")
     for label, key in (("blocks", "blocks"), ("parameters", "parameters"), ("bytes", "bytes")):
@@ -224,15 +224,19 @@ def foreseen_sides(found: Row) -> Table:
     table.add_row("share of all blocks", f"{cost['client_block_share']:.1%}", "")
     table.add_section()
     for label, key in (
-        ("memory: weights", "weights"),
+        ("memory: program, libraries", "program"),
+        ("weights", "weights"),
+        ("data, tokenizer", "data"),
         ("gradients and moments", "training"),
-        ("activations", "activations"),
-        ("items and scores", "scores"),
-        ("in all", "total"),
+        ("then activations", "activations"),
+        ("  items and scores", "scores"),
+        ("  frames", "frames"),
+        ("or, in their place, scoring", "scoring"),
+        ("at most, in all", "total"),
     ):
         values = [memory[side][key] for side in ("client", "server")]
         table.add_row(label, *map(decimal, values), style="bold" if key == "total" else "")
-    table.caption = "besides the program itself and the data"
+    table.caption = "each side is a process of its own; a simulation has both in one"
     return table
 
 

@@ -9,32 +9,13 @@ would draw for its first epoch. How long these are is
 - "tokenised" for the others where the base's tokenizer is in the cache or the base's folder,
 - "estimated" where it is not: four characters are then taken for a token.
 
-Memory of one side in training, in bytes:
-
-    weights      all tensors that it holds, and on the server a session's copy of the adapter
-    training     12 for each trained parameter: its gradient and AdamW's two moments
-    activations  f · p · (blocks + 1) · k
-    scores       client only: 8 · targets · classes, and what goes with the table of items
-
-f is the number of micro-batches under way at the same time, and p the number of places, padding
-included, in the largest micro-batch of any client. k is what
-autograd keeps of one place in one block: queries, keys, values and the attention's output; the
-inputs of two norms; the inside of the feed-forward part, which gated ones hold three times; masks
-of dropout; and each adapted layer's input, with its mask. One block more stands for gradients on
-their way back. Longformer's windows overlap, so queries and keys are there twice and values three
-times, with three more for the first place's attention and weights over two and a half windows.
-Classes are the catalogue's items, or the base's tokens where these are what is predicted: logits
-and their logarithms are there at once. hllm holds vectors of all items and their lengthened kin
-with a gradient of each, recformer the vectors alone.
-
-Not in it: the program and its libraries, a few hundred MB, the data, buffers of the wire, and what
-the allocator keeps of memory that was freed. docs/runs.md has it beside what was measured.
+The memory of each side, in a process of its own, is that of `federation.memory`, whose docstring
+has the formula; docs/runs.md has it beside what was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +29,7 @@ from fellrec.data.partition import describe
 from fellrec.data.sources import known_config, model_here
 from fellrec.federation.client import Client
 from fellrec.federation.decisions import passes, strategy_for
+from fellrec.federation.memory import Widest, foreseen_memory
 from fellrec.federation.recommenders import (
     bigrec,
     hllm,
@@ -66,25 +48,8 @@ from fellrec.models.stages import Role, Stage
 from fellrec.split.codecs import Codec, encoded_size
 
 _CHARACTERS = 4  # of one token, about, in English titles
-_TRAINED_BYTES = 12  # gradient and two moments of a float32 parameter
 _FLOAT = 4
 _ROLES: tuple[Role, ...] = ("head", "trunk", "tail")
-
-
-@dataclass(frozen=True)
-class _Peak:
-    """The largest micro-batch: places, padding included, and targets; of different ones, maybe."""
-
-    places: int = 0
-    targets: int = 0
-
-    def over(self, parts: Sequence[Batch], window: int) -> _Peak:
-        """Return the larger of this and of some micro-batches, whose rows fill whole windows."""
-        step = window or 1
-        widths = (-(-part.layout.width // step) * step for part in parts)
-        places = (len(p.layout.lengths) * width for p, width in zip(parts, widths, strict=True))
-        targets = (len(part.targets) for part in parts)
-        return _Peak(max([self.places, *places]), max([self.targets, *targets]))
 
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
@@ -108,7 +73,7 @@ def foreseen(config: RunConfig, shares: Shares) -> dict[str, Any]:
     recommender, lengths = _recommender(config, shares.dataset, architecture, head, tail)
     exchanged = recommender.parameters_of(Kind.LORA, Kind.DENSE).values()
     adapter_bytes = _FLOAT * _count(exchanged) if exchanges else 0
-    clients, peak = [], _Peak()
+    clients, learned, scored = [], Widest(), Widest()
     for number, row in enumerate(describe(shares.split, shares.partition)):
         name = shares.partition.names[number]
         settings = client_settings(config, shares.quotas[number])
@@ -116,7 +81,8 @@ def foreseen(config: RunConfig, shares: Shares) -> dict[str, Any]:
         steps = [batch.micro(settings.micro_batches) for batch in client.epoch(0, 0)]
         epochs = settings.local_epochs * passes(config)
         parts = [part for step in steps for part in step]
-        peak = peak.over(parts, head.window)
+        learned = learned.over(parts, head.window)
+        scored = scored.over_scored(client, head.window)
         clients.append(
             {
                 "id": name,
@@ -129,7 +95,7 @@ def foreseen(config: RunConfig, shares: Shares) -> dict[str, Any]:
                 **_crossing(config, recommender, server, parts),
             }
         )
-    items = len(shares.dataset.catalogue)
+    cost = _cost(config, recommender, server)
     return {
         "name": config.name,
         "dataset": shares.dataset.name,
@@ -138,10 +104,13 @@ def foreseen(config: RunConfig, shares: Shares) -> dict[str, Any]:
         "rounds": config.train.rounds,
         "users": len(shares.split),
         "users_dropped": shares.split.dropped,
-        "items": items,
+        "items": len(shares.dataset.catalogue),
         "lengths": lengths,
         "clients": clients,
-        **_sides(config, recommender, server, peak, items),
+        "cost": cost,
+        "memory": foreseen_memory(
+            config, recommender, server, cost, learned, scored, shares.dataset
+        ),
     }
 
 
@@ -195,89 +164,23 @@ def _crossing(
     return {"activation_bytes": epochs * (learned + given), "gradient_bytes": epochs * learned}
 
 
-def _sides(
-    config: RunConfig, recommender: Recommender, server: Stage | None, peak: _Peak, items: int
-) -> dict[str, Any]:
-    """Count what the two sides hold, and the memory that each needs in training."""
-    stages = [recommender.head, recommender.tail]
+def _cost(
+    config: RunConfig, recommender: Recommender, server: Stage | None
+) -> dict[str, int | float]:
+    """Count what the two sides hold and train."""
     cost = sizes(recommender, server)
     if config.model.quantize != "none":
+        stages = [recommender.head, recommender.tail]
         cost["client_bytes"] -= sum(_saving(config, stage) for stage in stages)
         cost["server_bytes"] -= 0 if server is None else _saving(config, server)
     trained = _count(recommender.parameters_of(*Kind).values())
     there = 0 if server is None else _count(adapter(server).values())
-    cost |= {"client_trained_parameters": trained, "server_trained_parameters": there}
-    match config.model.recommender:
-        case "hllm":
-            table, classes = 4 * items, items
-        case "recformer":
-            table, classes = items, items
-        case "bigrec":
-            table, classes = 0, int(recommender.head.body.config.vocab_size)
-    scores = _FLOAT * (table * recommender.head.width + 2 * peak.targets * classes)
-    copy = _FLOAT * int(cost["server_adapter_parameters"])
-    places = peak.places * min(config.train.in_flight, config.train.micro_batches)
-    return {
-        "cost": cost,
-        "memory": {
-            "client": _memory(
-                int(cost["client_bytes"]), trained, _kept(config, stages) * places, scores
-            ),
-            "server": _memory(
-                int(cost["server_bytes"]) + copy,
-                there,
-                0 if server is None else _kept(config, [server]) * places,
-                0,
-            ),
-        },
-    }
-
-
-def _memory(weights: int, trained: int, activations: int, scores: int) -> dict[str, int]:
-    parts = {
-        "weights": weights,
-        "training": _TRAINED_BYTES * trained,
-        "activations": activations,
-        "scores": scores,
-    }
-    return {**parts, "total": sum(parts.values())}
+    return cost | {"client_trained_parameters": trained, "server_trained_parameters": there}
 
 
 def _saving(config: RunConfig, stage: Stage) -> int:
     quantize = config.model.quantize
     return quantised_saving(stage.body, stage.family.layers, quantize, stage.place.dtype)
-
-
-def _kept(config: RunConfig, stages: Sequence[Stage]) -> int:
-    """Bytes that autograd keeps of one place in all blocks of one side, and in one block more."""
-    blocks = sum(stage.blocks for stage in stages)
-    kept = sum(_kept_in_blocks(config, stage) for stage in stages)
-    return kept + kept // max(blocks, 1)
-
-
-def _kept_in_blocks(config: RunConfig, stage: Stage) -> int:
-    own, size = stage.body.config, stage.place.dtype.itemsize
-    channels = getattr(own, "head_dim", None) or stage.width // own.num_attention_heads
-    queries = own.num_attention_heads * channels
-    keys = (getattr(own, "num_key_value_heads", None) or own.num_attention_heads) * channels
-    inside = own.intermediate_size * (3 if stage.family.decoder else 1)
-    # The norms of decoders compute in float32 whatever comes in.
-    norms = 2 * stage.width * (_FLOAT if stage.family.decoder else size)
-    if any(name.endswith(".q_norm") for name, _ in stage.body.named_modules()):
-        norms += (queries + keys) * _FLOAT
-    attention = 2 * queries + 2 * keys
-    if stage.window:
-        attention = 10 * queries + own.num_attention_heads * (5 * stage.window // 2 + 2)
-    block = size * (attention + inside) + norms
-    if not stage.family.decoder and config.model.dropout:
-        block += 2 * stage.width * _FLOAT  # masks
-    inputs = 2 if config.lora.dropout else 1
-    adapted = sum(
-        _FLOAT * (inputs * factor.shape[1] + factor.shape[0])
-        for name, factor in adapter(stage).items()
-        if ".lora_A." in name
-    )
-    return int(stage.blocks * block + adapted)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -46,7 +46,7 @@ _Read = dict[tuple[Codec, float], tuple[float, str]]
 class Choice:
     """A cut, a codec, noise and a batch, and what they come to.
 
-    memory, server_memory: bytes in training, libraries apart. bytes_up, bytes_down: of a step.
+    memory, server_memory: bytes at the most, libraries included. bytes_up, bytes_down: of a step.
     client_seconds, server_seconds, wire_seconds: of a step. recovered: share of a history's items
     that the best attack reads back; attack: which one. misses: the limits that it breaks, by the
     names in `Limits`.

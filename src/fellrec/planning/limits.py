@@ -11,7 +11,7 @@ from fellrec.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """client_memory: bytes that training may take on a client, its libraries apart. uplink,
+    """client_memory: bytes that a client's process may take, its libraries included. uplink,
     downlink: bytes a second. latency: seconds there and back. max_recovery: largest share of a
     history's items that a server may read back. max_seconds: longest that a step may take. What is
     None is not limited.

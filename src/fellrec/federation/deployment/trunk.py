@@ -13,6 +13,7 @@ from fellrec.config import RunConfig
 from fellrec.data.sources import fetch_model
 from fellrec.errors import ModelError
 from fellrec.federation.deployment.agreement import agreed
+from fellrec.federation.deployment.allocator import give_back_what_is_freed
 from fellrec.federation.recommenders import outline_part
 from fellrec.federation.workspace import trunk_server
 from fellrec.models import manifest
@@ -42,6 +43,7 @@ def run_trunk(
 
     Raises ConfigError for what can't be served as asked, ModelError where no block is left for it.
     """
+    give_back_what_is_freed()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     trunk = trunk_server(config)

@@ -9,6 +9,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.clientapp import ClientApp
 
 from fellrec.errors import ConfigError, FellrecError
+from fellrec.federation.deployment.allocator import give_back_what_is_freed
 from fellrec.federation.deployment.orders import Failure, Order
 from fellrec.federation.deployment.party import Party
 from fellrec.federation.deployment.place import Place
@@ -43,6 +44,7 @@ def _place(context: Context) -> Place:
 @app.evaluate("test")
 def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Do what the coordinator's order says; what hinders it is said here and there, in a line."""
+    give_back_what_is_freed()
     try:
         place = _place(context)
         order, tensors = unpack(message.content)
