@@ -38,7 +38,8 @@ from benchmarks.parts.deployed import ROUND, Deployed, deployed
 from fellrec.config import RunConfig
 from fellrec.data.sources import fetch_model
 from fellrec.federation.recommenders import load_tokenizer
-from fellrec.federation.workspace import load_adapted, optimiser_settings
+from fellrec.federation.settings import optimiser_settings
+from fellrec.federation.workspace import load_adapted
 from fellrec.models.bases import load_output
 from fellrec.models.bigrec import Bigrec, BigrecSettings
 from fellrec.models.layout import Layout

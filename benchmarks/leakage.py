@@ -24,7 +24,8 @@ def measure(recommender: str, k_in: int, noises: tuple[float, ...], histories: i
     """Print a line for each noise; return whether what is unprotected is read."""
     from fellrec import RunConfig
     from fellrec.audit.calibration import calibrated
-    from fellrec.federation.workspace import Workspace, load_split
+    from fellrec.federation.shares import load_split
+    from fellrec.federation.workspace import Workspace
 
     overrides = {"model.k_in": k_in, "model.k_out": 1}
     config = RunConfig.from_toml(RECIPES[recommender], overrides=overrides)

@@ -41,10 +41,11 @@ from fellrec.federation.coordinator import Coordinator
 from fellrec.federation.members import Mixed, Trained
 from fellrec.federation.observer import Observer
 from fellrec.federation.rounds import Books
+from fellrec.federation.shares import share_data
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.store import RunState, RunStore
 from fellrec.federation.turns import ClientModel, stored_model
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.workspace import Workspace
 
 Tensors = Mapping[str, Tensor]
 

@@ -41,7 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     from fellrec import RunConfig
     from fellrec.audit.readers import reader_of
-    from fellrec.federation.workspace import Workspace, load_split
+    from fellrec.federation.shares import load_split
+    from fellrec.federation.workspace import Workspace
     from fellrec.privacy import made_up
     from fellrec.split.codecs import Codec, decode, encode, encoded_size
 

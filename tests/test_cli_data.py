@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fellrec.cli import app
 from fellrec.data.client_file import ClientFile, read_client_file
 from fellrec.data.packed_texts import catalogue_digest
-from fellrec.federation.workspace import share_data
+from fellrec.federation.shares import share_data
 from tests.toys import SHOPS, Toys
 
 ITEMS = "item_id:token\ttitle:token_seq\nx\tOne\ny\tTwo\nz\tThree\n"

@@ -47,7 +47,7 @@ def measure(config: RunConfig) -> Peaks:
     from fellrec.federation.deployment.orders import Placed
     from fellrec.federation.deployment.processes import Processes
     from fellrec.federation.deployment.trunk_process import start_trunk, trunk_address
-    from fellrec.federation.workspace import share_data
+    from fellrec.federation.shares import share_data
     from fellrec.models import manifest
     from fellrec.split.service.channel import Link
     from fellrec.split.service.control import TrunkControl

@@ -11,7 +11,9 @@ from fellrec.data.interactions import Ragged, Split
 from fellrec.data.sources import fetch_model
 from fellrec.federation.client import Client
 from fellrec.federation.recommenders import hllm
-from fellrec.federation.workspace import Quota, client_settings, load_adapted
+from fellrec.federation.settings import client_settings
+from fellrec.federation.shares import Quota
+from fellrec.federation.workspace import load_adapted
 from fellrec.models.recommender import Trunk
 
 ITEMS, TEXT_WIDTH, POSITIONS = 1682, 384, 50

@@ -9,7 +9,8 @@ import torch
 from fellrec.audit.calibration import calibrated
 from fellrec.audit.readers import reader_of
 from fellrec.audit.readers.recformer import RecformerReader
-from fellrec.federation.workspace import Workspace, load_split
+from fellrec.federation.shares import load_split
+from fellrec.federation.workspace import Workspace
 from fellrec.privacy import made_up
 from tests.toys import ITEMS, Toys
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fellrec.audit.membership import Halves, game, judged
-from fellrec.federation.workspace import Quota
+from fellrec.federation.shares import Quota
 from fellrec.serving.run import Run
 from tests.audit.test_auditing import made
 from tests.toys import Toys

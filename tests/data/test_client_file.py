@@ -26,7 +26,8 @@ from fellrec.data.interactions import Catalogue, Ragged, Split
 from fellrec.data.packed_texts import catalogue_digest
 from fellrec.data.splits import SplitKind, split
 from fellrec.errors import DataError
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.shares import share_data
+from fellrec.federation.workspace import Workspace
 from tests.toys import Toys
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -14,8 +14,9 @@ from torch import Tensor
 from fellrec.errors import TrainingError
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.runs import train
+from fellrec.federation.shares import share_data
 from fellrec.federation.turns import ClientModel, turn
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.files import read_tensors, write_tensors
 from fellrec.models.recommender import Kind
 from fellrec.split.wire import Frame, FrameKind, encode_frame

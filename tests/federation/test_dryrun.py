@@ -15,7 +15,7 @@ from fellrec.errors import ConfigError, FellrecError, ModelError
 from fellrec.federation.dryrun import dry_run
 from fellrec.federation.memory.blocks import kept_by_blocks
 from fellrec.federation.runs import train
-from fellrec.federation.workspace import lora_settings
+from fellrec.federation.settings import lora_settings
 from fellrec.files import read_tensors
 from fellrec.models.adapters import attach
 from fellrec.models.cutting import build_stage

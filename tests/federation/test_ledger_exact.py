@@ -16,7 +16,7 @@ import pytest
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Split
 from fellrec.federation.runs import train
-from fellrec.federation.workspace import share_data
+from fellrec.federation.shares import share_data
 from fellrec.split.ledger import Ledger
 from tests.toys import ITEMS, WIDTH, Toys
 

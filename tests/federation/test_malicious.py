@@ -20,10 +20,11 @@ from fellrec.federation.ditto import FILES, PERSONAL, Ditto
 from fellrec.federation.members import Trained
 from fellrec.federation.rounds import Books
 from fellrec.federation.runs import train
+from fellrec.federation.shares import share_data
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.store import RunState, RunStore
 from fellrec.federation.turns import stored_model
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.files import read_tensors
 from tests.federation.test_divergence import Records
 from tests.toys import Toys

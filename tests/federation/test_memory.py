@@ -14,7 +14,7 @@ from fellrec.federation.deployment import allocator
 from fellrec.federation.dryrun import dry_run
 from fellrec.federation.memory import program as programs
 from fellrec.federation.memory.program import Program, program
-from fellrec.federation.workspace import share_data
+from fellrec.federation.shares import share_data
 from tests.toys import BLOCKS, ITEMS, WIDTH, Toys
 
 STANDING = ("program", "weights", "data", "training")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fellrec.federation.runs import train
+from fellrec.federation.shares import share_data
 from fellrec.federation.turns import ClientModel, turn
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
 from fellrec.split.wire import FrameKind, decode_frame
 from tests.toys import Toys

@@ -14,7 +14,8 @@ from fellrec.config import RunConfig
 from fellrec.errors import ConfigError
 from fellrec.federation.deployment.place import Place
 from fellrec.federation.runs import train
-from fellrec.federation.workspace import Workspace, load_split
+from fellrec.federation.shares import load_split
+from fellrec.federation.workspace import Workspace
 from fellrec.files import read_tensors
 from fellrec.models.recommender import Kind
 from fellrec.privacy import Secret

@@ -23,8 +23,8 @@ from fellrec.federation.flower.network import environment
 from fellrec.federation.flower.rehearse import Rehearsal
 from fellrec.federation.members import Trained
 from fellrec.federation.observer import Observer
+from fellrec.federation.shares import share_data
 from fellrec.federation.simulation import Simulation
-from fellrec.federation.workspace import share_data
 from fellrec.files import read_json, read_tensors
 from fellrec.split.service.channel import Link
 from fellrec.split.service.control import TrunkControl

@@ -21,7 +21,8 @@ from fellrec.errors import ConfigError, DataError, FellrecError, RunError, WireE
 from fellrec.federation.deployment.grounds import Grounds
 from fellrec.federation.deployment.processes import Processes, free_ports
 from fellrec.federation.deployment.trunk import check_trunk
-from fellrec.federation.workspace import share_data, trunk_server
+from fellrec.federation.shares import share_data
+from fellrec.federation.workspace import trunk_server
 from fellrec.files import write_json
 from fellrec.serving.part import open_part
 from fellrec.serving.ranking import Recommendation

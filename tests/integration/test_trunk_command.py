@@ -24,8 +24,9 @@ from fellrec.federation.client import Client
 from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.deployment.certificates import Pair
 from fellrec.federation.deployment.credentials import Credentials, make_credentials
+from fellrec.federation.shares import Shares, share_data
 from fellrec.federation.turns import ClientModel, turn
-from fellrec.federation.workspace import Shares, Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.models import manifest
 from fellrec.models.recommender import Kind
 from fellrec.split.ledger import Ledger

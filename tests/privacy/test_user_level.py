@@ -15,9 +15,10 @@ from fellrec.config import RunConfig
 from fellrec.errors import ConfigError, RunError, TrainingError
 from fellrec.federation.deployment.client_store import ClientStore
 from fellrec.federation.runs import train
+from fellrec.federation.shares import share_data
 from fellrec.federation.store import RunStore
 from fellrec.federation.turns import ClientModel, turn
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
 from fellrec.privacy import PrivateSum, UserLevel, drawn
 from tests.toys import Toys

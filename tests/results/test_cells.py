@@ -14,7 +14,7 @@ import pytest
 from fellrec.config import RunConfig
 from fellrec.data.interactions import Ragged
 from fellrec.errors import RunError
-from fellrec.federation.workspace import load_split
+from fellrec.federation.shares import load_split
 from fellrec.results.cells import data_digest, read, read_all, write
 from fellrec.results.keeping import keep
 from tests.toys import SHOPS, USERS, Toys

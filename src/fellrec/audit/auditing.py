@@ -33,8 +33,8 @@ from fellrec.data.interactions import Ragged
 from fellrec.errors import ConfigError
 from fellrec.evaluation.bootstrap import paired_bootstrap
 from fellrec.evaluation.popularity import places
+from fellrec.federation.shares import seeded
 from fellrec.federation.turns import ClientModel, Turn, turn
-from fellrec.federation.workspace import seeded
 from fellrec.files import write_json
 from fellrec.models.dropout import StepKey
 from fellrec.privacy import Cover, Veil, made_up, public_bound

@@ -19,7 +19,8 @@ from fellrec.audit.readers import reader_of
 from fellrec.audit.recovery import recovered
 from fellrec.audit.wiretap import across
 from fellrec.evaluation.bootstrap import Interval, mean_interval
-from fellrec.federation.workspace import Workspace, seeded
+from fellrec.federation.shares import seeded
+from fellrec.federation.workspace import Workspace
 from fellrec.privacy import Cover, Veil, made_up, typical_length
 from fellrec.split.codecs import Codec
 

@@ -20,7 +20,7 @@ from fellrec.audit.readers import Reader
 from fellrec.audit.recovery import Content
 from fellrec.audit.wiretap import Items, across
 from fellrec.config import RunConfig
-from fellrec.federation.workspace import seeded
+from fellrec.federation.shares import seeded
 from fellrec.privacy import Cover, made_up
 from fellrec.split.codecs import Codec
 

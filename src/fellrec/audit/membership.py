@@ -25,8 +25,9 @@ from fellrec.audit.knowledge import supposed
 from fellrec.data.interactions import Split
 from fellrec.evaluation.bootstrap import Interval
 from fellrec.federation.client import Client
+from fellrec.federation.shares import Quota, seeded
 from fellrec.federation.turns import ClientModel, turn
-from fellrec.federation.workspace import Quota, Workspace, seeded
+from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
 
 _DRAWS = 1000

@@ -26,7 +26,7 @@ from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.dryrun import dry_run
 from fellrec.federation.origin import sessions
 from fellrec.federation.runs import train
-from fellrec.federation.workspace import share_data
+from fellrec.federation.shares import share_data
 from fellrec.files import alone_in, finite
 from fellrec.peers import run_peer
 from fellrec.results.cells import write

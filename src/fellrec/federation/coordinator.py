@@ -11,8 +11,8 @@ from fellrec.config import RunConfig
 from fellrec.federation.decisions import draw, strategy_for
 from fellrec.federation.members import Members, Start
 from fellrec.federation.rounds import Books, Round
+from fellrec.federation.shares import seeded
 from fellrec.federation.store import RunState
-from fellrec.federation.workspace import seeded
 
 
 class Coordinator:

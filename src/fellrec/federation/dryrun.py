@@ -37,8 +37,9 @@ from fellrec.federation.recommenders import (
     outline_part,
     recformer,
 )
+from fellrec.federation.settings import client_settings, lora_settings
+from fellrec.federation.shares import Shares, share_data
 from fellrec.federation.sizes import sizes
-from fellrec.federation.workspace import Shares, client_settings, lora_settings, share_data
 from fellrec.models.adapters import adapter, attach
 from fellrec.models.bases import parse_config
 from fellrec.models.bigrec import require_decoder

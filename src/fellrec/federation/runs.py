@@ -22,11 +22,12 @@ from fellrec.federation.ditto import FILES, PERSONAL, Ditto
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.rounds import Books
+from fellrec.federation.shares import share_data
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.sizes import sizes
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.summary import About, result_of, summarise
-from fellrec.federation.workspace import Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.files import alone_in, read_json, sync_folder, write_bytes, write_json
 from fellrec.models.recommender import Kind
 from fellrec.privacy import Secret

@@ -16,10 +16,11 @@ from fellrec.federation.client import Scores, check_finite
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.observer import Observer
 from fellrec.federation.rounds import METRIC_BYTES
+from fellrec.federation.shares import Shares
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore
 from fellrec.federation.turns import Anchor, ClientModel, stored_model
 from fellrec.federation.work import Work
-from fellrec.federation.workspace import Shares, Workspace
+from fellrec.federation.workspace import Workspace
 from fellrec.models.optimiser import without
 
 

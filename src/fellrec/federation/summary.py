@@ -19,8 +19,8 @@ from fellrec.evaluation.balance import balance, sampling_gap
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Client, Scores
 from fellrec.federation.promises import promises
+from fellrec.federation.shares import seeded
 from fellrec.federation.store import RunState
-from fellrec.federation.workspace import seeded
 from fellrec.files import finite
 from fellrec.split.ledger import Ledger
 

@@ -1,4 +1,4 @@
-"""From a recipe to the things a run works with: data, clients' shares, stages, trunk server.
+"""From a recipe to the model that a run works with: stages, what covers the cut, trunk server.
 
 A simulation of any number of clients builds one head, one tail and one trunk: clients take turns
 on them, and what is theirs (adapters, private tensors, moments) is on disk between turns.
@@ -6,42 +6,35 @@ on them, and what is theirs (adapters, private tensors, moments) is on disk betw
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
-from fellrec.config import PROXIMAL, RunConfig
-from fellrec.data.interactions import Dataset, Split, k_core, sample_users
-from fellrec.data.partition import Partition, partition
-from fellrec.data.sampling import apportion, evenly
-from fellrec.data.sources import fetch_model, load_dataset
-from fellrec.data.splits import split
-from fellrec.errors import ConfigError, DataError
-from fellrec.federation.client import Client, ClientSettings
+from fellrec.config import RunConfig
+from fellrec.data.interactions import Dataset, Split
+from fellrec.data.sources import fetch_model
+from fellrec.errors import ConfigError
+from fellrec.federation.client import Client
 from fellrec.federation.members import Start
 from fellrec.federation.recommenders import build_recommender, load_part
-from fellrec.models.adapters import LoraSettings, adapter, attach
-from fellrec.models.optimiser import OptimiserSettings
+from fellrec.federation.settings import client_settings, lora_settings, optimiser_settings
+from fellrec.federation.shares import Quota, seeded
+from fellrec.models.adapters import adapter, attach
 from fellrec.models.recommender import Kind, NoTrunk, Trunk
 from fellrec.models.stages import Role, Stage
 from fellrec.privacy import (
     Cover,
     Secret,
-    UserLevel,
     Veil,
     order_is_free,
     public_bound,
     start_secretly,
 )
 from fellrec.split.codecs import Codec
-from fellrec.split.frames import MAX_CLIENT_BYTES
 from fellrec.split.ledger import Ledger
 from fellrec.split.remote import RemoteTrunk
 from fellrec.split.transport import InProcessTransport, Transport
@@ -50,163 +43,8 @@ from fellrec.split.trunk import SessionSettings, TrunkServer
 if TYPE_CHECKING:
     from fellrec.privacy.accounting import Budget
 
-_Counts = npt.NDArray[np.int64]
-Spread = Callable[[int, _Counts], _Counts]
 Tensors = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Quota:
-    """What one client draws of its own: examples to learn from, users to be scored; 0 is all."""
-
-    samples: int = 0
-    valid_users: int = 0
-    test_users: int = 0
-
-
-@dataclass(frozen=True)
-class Shares:
-    """The data of a run, whose it is, and how much of it is used."""
-
-    dataset: Dataset
-    split: Split
-    partition: Partition
-    quotas: tuple[Quota, ...]
-
-    def of(self, client: int) -> Split:
-        """Return the users of one client."""
-        return self.split.take(np.flatnonzero(self.partition.assignment == client))
-
-
-def seeded(seed: int, *names: str) -> np.random.Generator:
-    """Return a generator that depends on the seed and the names alone."""
-    text = "|".join((str(seed), *names))
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
-def load_split(config: RunConfig) -> tuple[Dataset, Split]:
-    """Load, filter and split the data of a recipe."""
-    dataset = load_dataset(config.data.source)
-    if config.data.k_core:
-        dataset = k_core(dataset, config.data.k_core)
-    if config.data.max_users:
-        dataset = sample_users(dataset, config.data.max_users, seeded(config.seed, "users"))
-    return dataset, split(dataset, config.data.split)
-
-
-def share_data(config: RunConfig) -> Shares:
-    """Load, filter, split and partition the data of a recipe."""
-    dataset, parts = load_split(config)
-    clients = config.clients
-    shares = partition(
-        parts,
-        clients.partition,
-        clients.count,
-        seeded(config.seed, "partition"),
-        column=clients.column,
-        alpha=clients.concentration,
-        n_items=len(dataset.catalogue),
-        groups=clients.groups,
-    )
-    if clients.per_round > len(shares.names):
-        raise ConfigError(
-            f"clients.per_round = {clients.per_round}, but there are {len(shares.names)} clients"
-        )
-    for client, name in enumerate(shares.names):
-        # A client's name becomes that of a folder and travels in every frame.
-        odd = {"/", "\\", "\0"} & set(name) or name in (".", "..") or not name.isprintable()
-        if odd or len(name.encode()) > MAX_CLIENT_BYTES:
-            raise DataError(f"{name!r} can't name a client; use another value in the users' column")
-        users = np.flatnonzero(shares.assignment == client)
-        if not (parts.train.lengths()[users] >= 2).any():
-            raise DataError(f"client {name} has no history to learn from; use fewer clients")
-    counts = Counts.of(parts, shares.assignment, len(shares))
-    return Shares(dataset, parts, shares, quotas(config, counts))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much clients have to draw from, each (clients,): examples, users with targets."""
-
-    examples: _Counts
-    valid_users: _Counts
-    test_users: _Counts
-
-    @classmethod
-    def of(cls, parts: Split, assignment: npt.NDArray[np.integer], clients: int) -> Counts:
-        """Count the users of a split by client."""
-
-        def count(each: npt.NDArray[np.integer]) -> _Counts:
-            return np.bincount(assignment, each, clients).astype(np.int64)
-
-        return cls(
-            count((parts.train.lengths() - 1).clip(0)),
-            count(np.sign(parts.valid.lengths())),
-            count(np.sign(parts.test.lengths())),
-        )
-
-
-def quotas(config: RunConfig, counts: Counts) -> tuple[Quota, ...]:
-    """Spread the run's samples over clients: examples evenly, users in proportion.
-
-    Who has few examples to show of its own kind is not to be drowned out, while a score over a
-    sample of users has to be that of all users on average. Raises ConfigError for a sample that is
-    smaller than the number of clients.
-    """
-
-    def spread(key: str, total: int, of_client: _Counts, how: Spread) -> _Counts:
-        if 0 < total < np.count_nonzero(of_client):
-            raise ConfigError(f"{key} = {total}, but there are {len(of_client)} clients; raise it")
-        return how(total, of_client) if total else np.zeros_like(of_client)
-
-    train, scored = config.train, config.evaluation
-    columns = (
-        spread("train.samples", train.samples, counts.examples, evenly),
-        spread("evaluation.valid_users", scored.valid_users, counts.valid_users, apportion),
-        spread("evaluation.test_users", scored.test_users, counts.test_users, apportion),
-    )
-    return tuple(Quota(*map(int, row)) for row in np.stack(columns, axis=1))
-
-
-def lora_settings(config: RunConfig) -> LoraSettings:
-    """Read the [lora] section."""
-    lora = config.lora
-    return LoraSettings(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets), lora.freeze_a)
-
-
-def optimiser_settings(config: RunConfig) -> OptimiserSettings:
-    """Read the optimiser's part of the [train] section, and a strategy's proximal term."""
-    train, balance = config.train, config.balance
-    proximal = balance.proximal if balance.strategy in PROXIMAL else 0.0
-    return OptimiserSettings(train.learning_rate, train.weight_decay, train.clip, proximal)
-
-
-def client_settings(config: RunConfig, quota: Quota) -> ClientSettings:
-    """Read what a client needs of the [train] and [evaluation] sections."""
-    train, evaluation = config.train, config.evaluation
-    return ClientSettings(
-        seed=config.seed,
-        optimiser=optimiser_settings(config),
-        local_epochs=train.local_epochs,
-        batch_size=train.batch_size,
-        micro_batches=train.micro_batches,
-        in_flight=train.in_flight,
-        windows=train.windows,
-        ks=tuple(evaluation.ks),
-        evaluation_batch=evaluation.batch_size,
-        samples=quota.samples,
-        valid_users=quota.valid_users,
-        test_users=quota.test_users,
-        alternate=config.lora.alternate,
-        user_level=user_level(config),
-    )
-
-
-def user_level(config: RunConfig) -> UserLevel | None:
-    """Read what the [privacy] section asks of steps; None where these are not private."""
-    privacy = config.privacy
-    return UserLevel(privacy.user_noise, privacy.user_clip) if privacy.user_noise else None
+_EVERYTHING = Quota()
 
 
 def moving(config: RunConfig, names: Iterable[str]) -> set[str]:
@@ -319,7 +157,7 @@ class Workspace:
             max_bytes=split_config.max_frame_mib << 20,
         )
 
-    def client(self, name: str, data: Split, quota: Quota = Quota()) -> Client:
+    def client(self, name: str, data: Split, quota: Quota = _EVERYTHING) -> Client:
         """Return a client that works on this model when its turn comes."""
         settings = client_settings(self.config, quota)
         users = self.cover.users

@@ -22,7 +22,8 @@ from fellrec.config import RunConfig
 from fellrec.data.sources import known_config
 from fellrec.errors import ConfigError
 from fellrec.federation.dryrun import foreseen
-from fellrec.federation.workspace import Shares, Workspace, share_data
+from fellrec.federation.shares import Shares, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.models.bases import parse_config
 from fellrec.planning.limits import Limits
 from fellrec.planning.speed import Speed, measured

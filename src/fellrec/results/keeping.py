@@ -23,7 +23,7 @@ from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Scores
 from fellrec.federation.origin import sessions
 from fellrec.federation.runs import finished
-from fellrec.federation.workspace import load_split
+from fellrec.federation.shares import load_split
 from fellrec.files import finite
 from fellrec.results.cells import POPULARITY, Cell, data_digest, read, write
 from fellrec.results.plan import command

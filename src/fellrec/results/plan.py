@@ -16,7 +16,7 @@ from fellrec.config import RunConfig, recipes
 from fellrec.errors import RunError
 from fellrec.federation.origin import code_digest, sessions
 from fellrec.federation.runs import difference
-from fellrec.federation.workspace import load_split
+from fellrec.federation.shares import load_split
 from fellrec.results.cells import data_digest, read
 from fellrec.results.vouched import Vouched
 

@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from fellrec.data.folders import new_folder
 from fellrec.errors import RunError
-from fellrec.federation.workspace import lora_settings
+from fellrec.federation.settings import lora_settings
 from fellrec.files import write_tensors
 from fellrec.models.adapters import target_pattern
 from fellrec.serving.run import Run, RunClient, load_run

@@ -15,8 +15,9 @@ from fellrec.data.interactions import Ragged
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
 from fellrec.federation.runs import finished
+from fellrec.federation.shares import Shares, share_data
 from fellrec.federation.turns import ClientModel, published_model, turn
-from fellrec.federation.workspace import Shares, Workspace, share_data
+from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
 from fellrec.privacy import Secret
 from fellrec.serving.ranking import Recommends, score

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fellrec.federation.workspace import seeded
+from fellrec.federation.shares import seeded
 from fellrec.serving.ranking import Recommendation
 from fellrec.serving.run import Run
 

@@ -13,7 +13,7 @@ from fellrec.errors import ConfigError, FellrecError, RunError
 from fellrec.federation.deployment.grounds import Grounds
 from fellrec.federation.deployment.place import KEYS, Place, is_part, noted
 from fellrec.federation.flower.settings import ServerSettings
-from fellrec.federation.workspace import Shares, share_data
+from fellrec.federation.shares import Shares, share_data
 from tests.toys import Toys
 
 

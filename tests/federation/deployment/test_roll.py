@@ -14,7 +14,7 @@ from fellrec.errors import ConfigError, WireError
 from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.deployment.orders import Introduction
 from fellrec.federation.deployment.roll import call_roll, check_adapter
-from fellrec.federation.workspace import Quota
+from fellrec.federation.shares import Quota
 
 CONFIG = RunConfig.from_text("", "test", {"name": "test"}, {})
 START = {"a": torch.arange(6.0).view(2, 3)}

@@ -32,7 +32,8 @@ from fellrec.federation.flower.events import Events
 from fellrec.federation.flower.server_app import conduct
 from fellrec.federation.flower.settings import ServerSettings
 from fellrec.federation.observer import RoundRecord
-from fellrec.federation.workspace import share_data, trunk_server
+from fellrec.federation.shares import share_data
+from fellrec.federation.workspace import trunk_server
 from fellrec.files import read_tensors
 from fellrec.split.service.messages import Message as Told
 from fellrec.split.service.server import TrunkService

@@ -34,8 +34,8 @@ from fellrec.federation.deployment.roll import Roll, check_adapter
 from fellrec.federation.deployment.trunks import Trunks
 from fellrec.federation.members import Mixed, Start, Trained
 from fellrec.federation.recommenders import outline_part
+from fellrec.federation.settings import lora_settings
 from fellrec.federation.store import CLIENT, SERVER, RunState, RunStore, Standing
-from fellrec.federation.workspace import lora_settings
 from fellrec.models.adapters import attach
 from fellrec.models.bases import parse_config
 from fellrec.models.stages import Stage

@@ -12,7 +12,7 @@ from pathlib import Path
 from fellrec.config import RunConfig
 from fellrec.data.client_file import write_client_file
 from fellrec.data.folders import new_folder
-from fellrec.federation.workspace import Shares, share_data
+from fellrec.federation.shares import Shares, share_data
 
 
 @dataclass(frozen=True)

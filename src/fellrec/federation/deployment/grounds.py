@@ -21,7 +21,7 @@ from fellrec.federation.deployment.credentials import Credentials, make_credenti
 from fellrec.federation.deployment.dividing import hand_out
 from fellrec.federation.deployment.place import Place
 from fellrec.federation.runs import difference
-from fellrec.federation.workspace import Shares, share_data
+from fellrec.federation.shares import Shares, share_data
 from fellrec.files import read_json, write_bytes, write_json
 from fellrec.models import manifest
 from fellrec.privacy import Secret

@@ -44,11 +44,12 @@ from fellrec.federation.deployment.roll import check_adapter
 from fellrec.federation.observer import Observer
 from fellrec.federation.recommenders import outline_part
 from fellrec.federation.runs import write_scores
+from fellrec.federation.shares import Counts, Quota
 from fellrec.federation.sizes import client_sizes
 from fellrec.federation.store import Standing
 from fellrec.federation.turns import ClientModel
 from fellrec.federation.work import Work
-from fellrec.federation.workspace import Counts, Quota, Workspace, moving
+from fellrec.federation.workspace import Workspace, moving
 from fellrec.files import alone_in, append_line, finite, write_bytes
 from fellrec.models import manifest
 from fellrec.models.bases import load_config

@@ -14,7 +14,7 @@ from fellrec.config import RunConfig
 from fellrec.errors import ConfigError, WireError
 from fellrec.federation.deployment.agreement import agreed
 from fellrec.federation.deployment.orders import Introduction
-from fellrec.federation.workspace import Counts, Quota, quotas
+from fellrec.federation.shares import Counts, Quota, quotas
 from fellrec.split.service.store import check_name
 
 Tensors = Mapping[str, Tensor]
