@@ -4,10 +4,13 @@
 
 runs in a process of its own that imports everything once and trains in forks of itself. The
 functions that change the disk are counted, not replaced: each does its work, except that before
-the n-th call the process gets a real SIGKILL. SPEC.json holds a list of
+the n-th call a fork of the process, with all that it has open and not written yet, gets a real
+SIGKILL. What the disk holds then is copied, hard links as links, and resumed later; meanwhile the
+process goes on to the next point, so that what comes before a point is trained once for all of
+them. SPEC.json holds a list of
 
     recipe   path of a config.toml
-    folder   where runs may be made
+    folder   where runs may be made; the first one, undisturbed, stays there as "reference"
     points   numbers of the calls to die at; or "all"; or "sites", the last call of each chain of
              the program's functions that makes something lasting
     moments  seconds after which a further victim dies, again and again until it finishes
@@ -112,8 +115,11 @@ def _ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _count_calls(die_at: int = 0) -> list[str]:
-    """Count the calls of this process from now on: a growing list of the places they come from."""
+def _count_calls(at: Callable[[int], None] = lambda number: None) -> list[str]:
+    """Count the calls of this process from now on: a growing list of the places they come from.
+
+    at: told the number of each call before its work is done.
+    """
     places: list[str] = []
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,8 +127,7 @@ def _count_calls(die_at: int = 0) -> list[str]:
             frames = traceback.extract_stack()
             chain = [f.name for f in frames if "fellrec" in f.filename]
             places.append(" ".join([*chain, name]))
-            if len(places) == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            at(len(places))
             return call(*args, **kwargs)
 
         return wrapper
@@ -168,15 +173,29 @@ def _main(spec: Mapping[str, Any]) -> dict[str, Any]:
             failures[kill] = wrong
         shutil.rmtree(out, ignore_errors=True)
 
-    for point in points:
-        out = folder / "victim"
+    def victims() -> None:
+        out, wanted, reached = folder / "dying", set(points), list[int]()
 
-        def victim(point: int = point, out: Path = out) -> None:
-            _count_calls(point)
-            start(out)
+        def die(number: int) -> None:
+            if number not in wanted:
+                return
+            if _ended(_forked(lambda: os.kill(os.getpid(), signal.SIGKILL))) != -signal.SIGKILL:
+                raise RuntimeError(f"nobody died at call {number}")
+            reached.append(number)
+            if out.exists():  # else it died before anything was there
+                subprocess.run(["cp", "-a", str(out), str(folder / f"victim {number}")], check=True)
 
-        died += _ended(_forked(victim)) == -signal.SIGKILL
-        check(f"call {point}", out)
+        _count_calls(die)
+        start(out)
+        (folder / "reached").write_text(json.dumps(reached))
+
+    if points:
+        if _ended(_forked(victims)):
+            raise RuntimeError("the run in which victims die failed")
+        reached: list[int] = json.loads((folder / "reached").read_text())
+        died += len(reached)
+        for point in reached:
+            check(f"call {point}", folder / f"victim {point}")
     for moment in spec["moments"]:
         out = folder / "victim"
         for _ in range(40):

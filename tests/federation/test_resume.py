@@ -93,21 +93,18 @@ def test_the_cases_do_what_they_are_there_for(toys: Toys, runs: Path) -> None:
     assert any(s.stopped for s in RunStore(stopped.path).state().standings.values())
 
 
-def test_two_runs_of_a_recipe_are_the_same(toys: Toys, runs: Path) -> None:
-    first = train(toys.recipe(), runs / "first")
+def test_two_runs_of_a_recipe_are_the_same(toys: Toys, undisturbed: Path, runs: Path) -> None:
+    first = outcome(undisturbed)
     second = train(toys.recipe(), runs / "second")
-    assert differences(outcome(first.path), outcome(second.path)) == []
+    assert differences(first, outcome(second.path)) == []
     other = train(toys.recipe({"seed": 1}), runs / "other")
-    assert "clients/north/best_adapter.safetensors" in differences(
-        outcome(first.path), outcome(other.path)
-    )
+    assert "clients/north/best_adapter.safetensors" in differences(first, outcome(other.path))
 
 
-def test_resuming_a_finished_run_changes_nothing(toys: Toys, runs: Path) -> None:
-    done = train(toys.recipe(), runs / "run")
-    before = outcome(done.path)
-    train(toys.recipe(), done.path, resume=True)
-    assert differences(before, outcome(done.path)) == []
+def test_resuming_a_finished_run_changes_nothing(toys: Toys, finished_run: Path) -> None:
+    before = outcome(finished_run)
+    train(toys.recipe(), finished_run, resume=True)
+    assert differences(before, outcome(finished_run)) == []
 
 
 def test_a_folder_that_exists_is_left_alone(toys: Toys, runs: Path) -> None:
@@ -127,10 +124,9 @@ def test_a_start_that_fails_leaves_nothing(toys: Toys, runs: Path) -> None:
     assert not (runs / "run").exists()
 
 
-def test_another_recipe_is_refused(toys: Toys, runs: Path) -> None:
-    done = train(toys.recipe({"train.rounds": 1}), runs / "run")
+def test_another_recipe_is_refused(toys: Toys, finished_run: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.rounds"):
-        train(toys.recipe(), done.path, resume=True)
+        train(toys.recipe({"train.rounds": 3}), finished_run, resume=True)
 
 
 DAMAGE = {

@@ -23,13 +23,13 @@ from tests.federation.crashes import differences, outcome
 pytestmark = pytest.mark.integration
 
 SETTINGS = {
-    "data.max_users": 150,
+    "data.max_users": 99,
     "clients.count": 3,
     "model.history": 15,
     "train.rounds": 2,
     "train.local_epochs": 1,
     "train.batch_size": 8,
-    "train.learning_rate": 0.003,  # there is little time to learn in
+    "train.learning_rate": 0.005,  # there is little time to learn in
     "train.threads": 1,
 }
 CLIENTS, BLOCKS = ("c0", "c1", "c2"), 6
@@ -62,7 +62,7 @@ def test_the_summary_is_what_was_printed(run: tuple[Path, dict[str, Any]]) -> No
         "balance", "cost",
     }  # fmt: skip
     assert (printed["dataset"], printed["rounds"]) == ("ml-100k", 2)
-    assert printed["users"] + printed["users_dropped"] == 150
+    assert printed["users"] + printed["users_dropped"] == 99
     assert printed["items"] == 1682
     assert {client["id"] for client in printed["clients"]} == set(CLIENTS)
     for key in ("recall@10", "ndcg@10"):
@@ -97,7 +97,7 @@ def test_every_round_learns_more(run: tuple[Path, dict[str, Any]]) -> None:
 def test_what_is_left(run: tuple[Path, dict[str, Any]]) -> None:
     path, summary = run
     config = RunConfig.from_toml(path / "config.toml")
-    assert config.train.rounds == 2 and config.data.max_users == 150
+    assert config.train.rounds == 2 and config.data.max_users == 99
     assert {"config.toml", "summary.json", "metrics.jsonl", "ledger.csv", "rounds", "clients",
             "server"} <= {entry.name for entry in path.iterdir()}  # fmt: skip
     assert {entry.name for entry in (path / "rounds").iterdir()} == {"1", "2", "current"}
@@ -131,7 +131,7 @@ def test_the_server_has_no_client_data(run: tuple[Path, dict[str, Any]]) -> None
         for client in CLIENTS
         for user in pd.read_parquet(path / "clients" / client / "scores.parquet")["user"]
     }
-    assert len(users) == 150
+    assert len(users) == 99
     for file in (path / "server").rglob("*"):
         assert file.is_dir() or file.suffix == ".safetensors"
 

@@ -35,18 +35,24 @@ sys.addaudithook(_hook)
 
 
 def test_a_rehearsal_is_the_simulation(toys: Toys, tmp_path: Path) -> None:
-    """Two clients, two rounds, int8 on the wire. What the servers see is all declared; they are
+    """Two clients, one round, int8 on the wire. What the servers see is all declared; they are
     watched: they open no data.
+
+    Each message is a process of its own, so even in one round what a client learned, mixed and
+    scores comes from its disk; several rounds of the same messages are in `test_whole_runs.py`.
     """
     wire = {"split.codec": "int8", "train.micro_batches": 2, "train.in_flight": 2}
-    config = toys.recipe({"clients.partition": "random", "clients.count": 2, **wire})
+    few = {"clients.partition": "random", "clients.count": 2, "train.rounds": 1}
+    config = toys.recipe({**few, **wire})
     recipe, out = tmp_path / "toys.toml", tmp_path / "run"
     recipe.write_text(config.to_toml())
     watch, site = tmp_path / "watch", tmp_path / "site"
     watch.mkdir()
     site.mkdir()
     (site / "sitecustomize.py").write_text(WATCH)
-    environment = {**toys.environment(), "PYTHONPATH": str(site), "WATCH_FOLDER": str(watch)}
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    watched = {"PYTHONPATH": os.pathsep.join(paths), "WATCH_FOLDER": str(watch)}
+    environment = {**toys.environment(), **watched}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "fellrec", "rehearse", str(recipe)),

@@ -72,14 +72,19 @@ def command(recipe: Path, keys: Credentials, *more: str) -> list[str]:
     return [*PROGRAM, "trunk", *(str(word) for pair in options.items() for word in pair), *more]
 
 
-@pytest.fixture
-def deployed(toys: Toys, tmp_path: Path) -> Iterator[Deployment]:
+@pytest.fixture(scope="module")
+def deployed(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Lend a trunk to all tests here; at the end it is told to stop, and does as it should.
+
+    A guest's session is open then: it waits a second for that, in the place of half a minute.
+    """
+    tmp_path = tmp_path_factory.mktemp("deployed")
     config = toys.recipe({"train.micro_batches": 3, "train.in_flight": 2, "split.codec": "int8"})
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(config.to_toml())
     keys = make_credentials(tmp_path / "keys", [CLIENT, "south"], days=1)
     with subprocess.Popen(
-        command(recipe, keys),
+        command(recipe, keys, "--grace-seconds", "1"),
         env=toys.environment(),
         stdout=subprocess.PIPE,
         text=True,
@@ -90,6 +95,9 @@ def deployed(toys: Toys, tmp_path: Path) -> Iterator[Deployment]:
             assert found, "the trunk did not say where it listens"
             base = fetch_model(config.model.base)
             yield Deployment(process, found[1], config, keys, manifest.digest(base))
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == 0 and out.strip().endswith("stopped")
         finally:
             process.kill()
 
@@ -163,10 +171,6 @@ def test_a_round_over_the_wire_is_the_simulations(deployed: Deployment, tmp_path
     with turn(here, alone, 0, trained):
         assert asking.validate("ndcg@10") == pytest.approx(alone.validate("ndcg@10"), abs=1e-9)
     guest.close()
-
-    deployed.process.send_signal(signal.SIGTERM)
-    out, _ = deployed.process.communicate(timeout=60)
-    assert deployed.process.returncode == 0 and out.strip().endswith("stopped")
 
 
 def test_another_base_is_refused(deployed: Deployment, toys: Toys) -> None:

@@ -90,7 +90,10 @@ def _column(values: Sequence[Estimate | None]) -> list[Estimate | None]:
 
 
 class _Figures:
-    """Makes the figures of one table. kept: cells by label and seed."""
+    """Makes the figures of one table. kept: cells by label and seed.
+
+    What many figures are made of is drawn once: means over users, by metric, and clients' means.
+    """
 
     def __init__(
         self, file: ComparisonFile, metric: str, kept: Mapping[tuple[str, int], Cell]
@@ -99,6 +102,8 @@ class _Figures:
         self._metric = metric
         self._kept = kept
         self._draws: dict[str, Draws] = {}
+        self._over_users: dict[tuple[str, str, int], Numbers] = {}
+        self._over_clients: dict[tuple[str, int], Numbers] = {}
 
     def row(self, group: Sequence[Outcome]) -> Row:
         label = group[0].planned.label
@@ -191,8 +196,12 @@ class _Figures:
 
     def _mean(self, metric: str) -> _Figure:
         def figure(label: str, seed: int) -> Numbers:
-            cell = self._kept[label, seed]
-            return self._drawn(cell).mean(scores_of(cell, self._users(cell), metric))
+            place = metric, label, seed
+            if place not in self._over_users:
+                cell = self._kept[label, seed]
+                scores = scores_of(cell, self._users(cell), metric)
+                self._over_users[place] = self._drawn(cell).mean(scores)
+            return self._over_users[place]
 
         return figure
 
@@ -204,6 +213,11 @@ class _Figures:
 
     def _means(self, label: str, seed: int) -> Numbers:
         """Return the clients' means in each draw, divided as the seed's federation is."""
+        if (label, seed) not in self._over_clients:
+            self._over_clients[label, seed] = self._drawn_clients(label, seed)
+        return self._over_clients[label, seed]
+
+    def _drawn_clients(self, label: str, seed: int) -> Numbers:
         cell, divided = self._kept[label, seed], self._divided(seed)
         if divided is None:
             raise RunError(f"{cell.name}: no run of seed {seed} divides users into clients")
