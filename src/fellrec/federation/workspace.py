@@ -122,7 +122,8 @@ class Workspace:
         if transport is None and self.server is not None:
             transport = InProcessTransport(self.server)
         self.line = self._connect(transport)
-        self.trunk = self.cover.over(self.line)
+        nothing_crosses = isinstance(self.line, NoTrunk)
+        self.trunk = self.line if nothing_crosses else self.cover.over(self.line)
 
     def _tensors(self) -> dict[str, Tensor]:
         trained = self.recommender.trained()
