@@ -37,6 +37,7 @@ NOISES = (0.0, 1.0, 3.0)
 """Of the recipe's `privacy.noise`, tried where it is limited what may be read back."""
 
 _MOST = 256  # candidates of a search at a place; all would take minutes a cut
+_MOST_BLURRED = 64  # behind noise no fit ends a search before, and more find no more
 
 Progress = Callable[[str], None]
 _Read = dict[tuple[Codec, float], tuple[float, str]]
@@ -187,7 +188,8 @@ def _read_back(config: RunConfig, shares: Shares, histories: int, noises: Sequen
     workspace = Workspace(config, shares.dataset)
 
     def best(codec: Codec, noise: float) -> tuple[float, str]:
-        tried = calibrated(workspace, [noise], codec=codec, histories=histories, most=_MOST)
+        most = _MOST_BLURRED if noise else _MOST
+        tried = calibrated(workspace, [noise], codec=codec, histories=histories, most=most)
         return max((each.recovered.mean, each.attack) for each in tried)
 
     blurred = {noise: best(Codec.FP32, noise) for noise in noises if noise}
