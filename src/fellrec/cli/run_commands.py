@@ -95,6 +95,7 @@ def _foresee(config: RunConfig, console: Console, as_json: bool) -> None:
 
 def report(console: Console, path: Path) -> None:
     """Print what a finished run came to, and how to go on."""
+    from fellrec.report.promised import sentences
     from fellrec.serving.run import load_run
     from fellrec.serving.samples import samples
 
@@ -105,6 +106,7 @@ def report(console: Console, path: Path) -> None:
     console.print()
     facts = [("balance", show.balance_text(summary["balance"]))]
     facts.append(("cost", show.cost_text(summary["cost"])))
+    facts += [("privacy", each) for each in sentences(summary.get("privacy", {}))]
     console.print(show.facts(facts))
     with waiting(console, "recommending for a few users"):
         drawn = samples(run)

@@ -61,8 +61,9 @@ def _sections(run: FinishedRun, references: Sequence[Reference], people: int) ->
         mixing.section(run),
         cost.section(run),
     ]
-    if run.audit is not None:
-        found.append(privacy.section(run.audit))
+    promised = run.summary.get("privacy", {})
+    if run.audit is not None or promised:
+        found.append(privacy.section(run.audit, promised))
     if people:
         found.append(examples.section(run, people))
     recipe = Listing("All settings, resolved (TOML)", run.config.to_toml())

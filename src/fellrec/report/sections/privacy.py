@@ -1,4 +1,4 @@
-"""What a curious server was able to tell, where the run was audited."""
+"""What a run promised its users, and what a curious server could tell where it was audited."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from fellrec.report import words
 from fellrec.report.blocks import Block, Figure, Section, Table, Text
 from fellrec.report.charts import Mark, Row, Words, interval_chart, interval_legend
+from fellrec.report.promised import sentences
 from fellrec.report.reading import Line
 
 _WIDE, _NARROW = 680.0, 330.0
@@ -27,9 +28,12 @@ _ATTACKS = {
 }
 
 
-def section(audit: Mapping[str, Any]) -> Section:
-    """Show what `fellrec audit` found."""
-    blocks: list[Block] = [_histories(audit), _labels(audit)]
+def section(audit: Mapping[str, Any] | None, promised: Mapping[str, Any]) -> Section:
+    """Show what the run promised its users, and what `fellrec audit` found if it was audited."""
+    blocks: list[Block] = [Text(sentences(promised))] if promised else []
+    if audit is None:
+        return Section("privacy", "What the run promises its users", blocks)
+    blocks += [_histories(audit), _labels(audit)]
     for found in (_touched(audit["touched"]), _members(audit)):
         blocks += [] if found is None else [found]
     return Section("privacy", "What a curious server could tell", blocks)
