@@ -270,7 +270,7 @@ def test_an_audit_is_on_the_page_and_none_where_none_was_made(pages: dict[str, s
 def test_what_a_run_promises_is_on_the_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 2, 1)
     uploads = {"epsilon": {"c0": 1.5, "c1": 2.25}, "budget": 8.0, "delta": 1e-5}
-    edit_summary(run, lambda summary: summary.update(privacy={"uploads": uploads}))
+    edit_summary(run, privacy={"uploads": uploads})
     said = words(write_report(run, examples=0).read_text("utf-8"))
     assert "What the run promises its users" in said
     assert "at most ε = 2.25 of 8 at δ = 1e-05" in said
