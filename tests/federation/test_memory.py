@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from fellrec.errors import RunError
 from fellrec.federation.deployment import allocator
 from fellrec.federation.dryrun import dry_run
-from fellrec.federation.memory import program as programs
 from fellrec.federation.memory.program import Program, program
 from fellrec.federation.shares import share_data
 from tests.toys import BLOCKS, ITEMS, WIDTH, Toys
@@ -99,7 +99,7 @@ def test_the_program_is_measured_in_a_fresh_process() -> None:
 def test_a_program_that_can_not_be_started_is_said_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(programs.sys, "executable", str(tmp_path / "nothing"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
     with pytest.raises(RunError, match="can't be measured"):
         program.__wrapped__()
 
@@ -111,7 +111,11 @@ def test_the_allocator_is_left_alone_where_it_was_set_or_is_another(
 
     class Library:
         def __init__(self, name: None) -> None:
-            self.mallopt = lambda *given: called.append(given) or 1
+            pass
+
+        def mallopt(self, option: int, value: int) -> int:
+            called.append((option, value))
+            return 1
 
     monkeypatch.setattr(ctypes, "CDLL", Library)
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)

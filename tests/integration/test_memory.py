@@ -17,12 +17,13 @@ pytestmark = [
 
 # Batches so large that the program is well below all of it, and few of them.
 SETTINGS = {
-    "data.max_users": 128,
+    "data.max_users": 64,
     "clients.partition": "random",
     "clients.count": 1,
     "train.local_epochs": 1,
-    "train.batch_size": 128,
+    "train.batch_size": 64,
     "train.threads": 1,
+    "evaluation.before_mixing": False,
 }
 
 
