@@ -71,9 +71,9 @@ def test_what_makes_no_sense_is_refused(noise: float, times: int, delta: float) 
 
 def test_users_drawn_by_chance_are_harder_to_tell() -> None:
     """All drawn is the plain mechanism; a few are, by every accountant, better hidden."""
-    plain = subsampled_epsilon(1.0, 1.0, 10, 1e-5)
-    assert plain == epsilon(1.0, 10, 1e-5)
-    some = [subsampled_epsilon(1.0, share, 10, 1e-5) for share in (0.01, 0.1, 0.5)]
+    plain = subsampled_epsilon(4.0, 1.0, 10, 1e-5)
+    assert plain == epsilon(4.0, 10, 1e-5)
+    some = [subsampled_epsilon(4.0, share, 10, 1e-5) for share in (0.01, 0.1, 0.5)]
     assert some == sorted(some) and some[-1] < plain
     assert subsampled_epsilon(1.0, 0.1, 0, 1e-5) == 0
     assert subsampled_epsilon(0.0, 0.1, 5, 1e-5) == math.inf
@@ -99,7 +99,7 @@ def test_agrees_with_the_librarys_values_of_private_training() -> None:
 
 
 def test_a_budget_is_spent_by_rounds() -> None:
-    budget = Budget(1.0, 0.1, 12, 1e-5, epsilon=subsampled_epsilon(1.0, 0.1, 36, 1e-5))
-    assert budget.after(2) == subsampled_epsilon(1.0, 0.1, 24, 1e-5)
+    budget = Budget(4.0, 0.1, 12, 1e-5, epsilon=subsampled_epsilon(4.0, 0.1, 36, 1e-5))
+    assert budget.after(2) == subsampled_epsilon(4.0, 0.1, 24, 1e-5)
     assert budget.allows(3) and not budget.allows(4)
-    assert Budget(1.0, 0.1, 12, 1e-5).allows(1000)
+    assert Budget(4.0, 0.1, 12, 1e-5).allows(1000)

@@ -100,6 +100,8 @@ FLOWER: Mapping[str, Told] = {
             Key("examples", COUNT, "training targets in one epoch"),
             Key("scored", TRUTH, "whether `before` says something"),
             Key("before", NUMBER, "mean validation score before mixing, else 0"),
+            Key("epsilon", NUMBER, "what its uploads tell of a user (ε), 0 where not bounded"),
+            Key("last", TRUTH, "whether its privacy budget covers no further round"),
         ),
         tensors=True,
     ),
