@@ -19,6 +19,7 @@ from fellrec.federation.workspace import Workspace
 from fellrec.files import read_tensors
 from fellrec.models.recommender import Kind
 from fellrec.privacy import Secret
+from fellrec.serving.rescore import rescore
 from fellrec.serving.run import load_run
 from tests.toys import Toys
 
@@ -93,6 +94,7 @@ def test_noise_is_the_same_for_the_same_seed_and_changes_what_is_learned(
     noise: dict[str, object] = {"privacy.noise": 2.0}
     runs = [run_of(toys, tmp_path / f"{number}", **noise) for number in range(2)]
     plain = run_of(toys, tmp_path / "plain")
+    assert rescore(load_run(runs[0])).differences == ()  # as noisy as the run's own test
     first, again, without = (tensors(each, "clients", "best_adapter") for each in (*runs, plain))
     for client in first:
         assert same(first[client], again[client])

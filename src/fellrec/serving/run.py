@@ -114,9 +114,13 @@ class RunClient(Recommends):
         return replace(stored, private=it.finished().private)
 
     def evaluate(self) -> Scores:
-        """Score the client's best model on its test targets: metric -> (users,) float64."""
+        """Score the client's best model on its test targets: metric -> (users,) float64.
+
+        What it sends is covered as it was in the run's own test.
+        """
         self.run.ready = None
-        with turn(self.run.workspace, self.client, 0, self.model):
+        round = int(self.run.summary["rounds"])
+        with turn(self.run.workspace, self.client, round, self.model, doing="test"):
             return self.client.evaluate("test")
 
     def _scores(self, history: Ragged, k: int) -> Tensor:
