@@ -38,8 +38,11 @@ def highest(pid: int | str = "self") -> int:
     raise SystemExit("/proc tells no VmHWM: this needs Linux")
 
 
-def measure(config: RunConfig) -> Peaks:
-    """Let the only client of a recipe train for a round, and be tested, over a deployed trunk."""
+def measure(config: RunConfig, *, tested: bool = True) -> Peaks:
+    """Let the only client of a recipe train for a round, and be tested, over a deployed trunk.
+
+    tested: False leaves the test out, where training is known to take more.
+    """
     import fellrec
     from fellrec.data.sources import fetch_model
     from fellrec.federation.deployment.agreement import agreed
@@ -64,7 +67,7 @@ def measure(config: RunConfig) -> Peaks:
             digest = manifest.digest(fetch_model(config.model.base))
             control.begin("bench", manifest=digest, settings=agreed(config))
             found = []
-            for kind, mode in (("Train", "train"), ("Test", "serve")):
+            for kind, mode in (("Train", "train"), ("Test", "serve"))[: 1 + tested]:
                 control.prepare(name, 0, 0, mode)  # type: ignore[arg-type]  # its modes
                 order = Placed(
                     run="bench",

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fellrec.cli import app
+from fellrec.cli.plan_commands import verdict
 from fellrec.errors import ConfigError
 from fellrec.federation.dryrun import dry_run
 from fellrec.planning import Choice, Limits, Plan, bytes_of, plan
@@ -134,6 +135,15 @@ def test_a_base_with_no_block_to_spare_is_refused(toys: Toys) -> None:
         plan(toys.recipe({"model.k_out": BLOCKS, "model.k_in": 0}), LIMITS)
 
 
+def test_the_verdict_names_what_stands_in_the_way() -> None:
+    near = made(memory=2000, misses=("client_memory",))
+    said = verdict(Plan(Limits(client_memory=1000), (near, replace(near, k_in=1, memory=3000))))
+    assert said == (
+        "nothing fits: --client-memory 1.0 kB stands in the way, the nearest is 2.0 kB at k_in 0, "
+        "fp32, noise 0, batch 8"
+    )
+
+
 def by_command(toys: Toys, *words: str) -> str:
     own = {
         "data.source": toys.data,
@@ -154,9 +164,7 @@ def test_by_command(toys: Toys) -> None:
     words = ("--base", str(toys.bert), "--uplink", "20Mbit")
     said = by_command(toys, *words)
     assert "take --set model.k_in=" in said and "100% (search)" in said
-    said = by_command(toys, *words, "--client-memory", "1KB")
-    assert "nothing fits: --client-memory 1.0 kB stands in the way, the nearest is" in said
-    assert "noise 0, batch 1" in said
+    assert "--set privacy.noise=0 " in said
     told = json.loads(by_command(toys, *words, "--client-memory", "1KB", "--json"))
     assert told["chosen"] is None and len(told["choices"]) == 42
     assert told["hindrances"].keys() == {"client_memory"}

@@ -104,7 +104,7 @@ def plan(
         return
     console.print()
     console.print(_table(found, config.model.base))
-    console.print(f"\n{_verdict(found)}", soft_wrap=True)
+    console.print(f"\n{verdict(found)}", soft_wrap=True)
 
 
 def _json(found: Plan) -> dict[str, object]:
@@ -143,7 +143,8 @@ def _table(found: Plan, base: str) -> Table:
     return table
 
 
-def _verdict(found: Plan) -> str:
+def verdict(found: Plan) -> str:
+    """Say which choice to take, or what stands in the way of all."""
     chosen = found.chosen
     if chosen is not None:
         return (
