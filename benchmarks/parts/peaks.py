@@ -54,6 +54,7 @@ def measure(config: RunConfig, *, tested: bool = True) -> Peaks:
     from fellrec.models import manifest
     from fellrec.split.service.channel import Link
     from fellrec.split.service.control import TrunkControl
+    from fellrec.split.service.messages import Mode
 
     shares = share_data(config)
     (name,) = shares.partition.names
@@ -67,8 +68,9 @@ def measure(config: RunConfig, *, tested: bool = True) -> Peaks:
             digest = manifest.digest(fetch_model(config.model.base))
             control.begin("bench", manifest=digest, settings=agreed(config))
             found = []
-            for kind, mode in (("Train", "train"), ("Test", "serve"))[: 1 + tested]:
-                control.prepare(name, 0, 0, mode)  # type: ignore[arg-type]  # its modes
+            work: list[tuple[str, Mode]] = [("Train", "train"), ("Test", "serve")]
+            for kind, mode in work[: 1 + tested]:
+                control.prepare(name, 0, 0, mode)
                 order = Placed(
                     run="bench",
                     recipe=config.to_toml(),
@@ -79,7 +81,7 @@ def measure(config: RunConfig, *, tested: bool = True) -> Peaks:
                     valid_users=quota.valid_users,
                     test_users=quota.test_users,
                     trunk=address,
-                    token=control.token(name, 0, mode, 3600.0),  # type: ignore[arg-type]
+                    token=control.token(name, 0, mode, 3600.0),
                 )
                 told = {"node": grounds.node_config(name), "kind": kind, **order.model_dump()}
                 found.append(_carried_out(told))
