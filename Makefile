@@ -9,7 +9,7 @@ RESULTS := ml100k bigrec-ml100k recformer-ml100k
 # What docs/results.md compares side by side, the first things first.
 COMPARISONS := compare-ml100k variants-ml100k final-ml100k study-heating study-partition \
 	study-clients study-cut study-codec study-privacy final-ml100k-last-5
-# Several processes share the cores: a thread that waits for another should not spin. Three suit two
+# Several processes share the cores: a thread that waits for another should not spin. Four suit two
 # cores, since tests of real processes wait a lot. A file's tests stay together with what they share.
 TESTS := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -22,16 +22,17 @@ help:  ## say what there is
 
 setup: $(STAMP)  ## make .venv with the tested versions; again only when they change
 
-# Without --clear: an environment that is there is brought up to date, not thrown away.
+# Without --clear: an environment that is there is brought up to date, not thrown away. Without
+# compiling: most modules of what is installed are never imported, and python compiles the others.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 3 --dist loadfile --no-loadscope-reorder --durations=12; tests=$$?; \
+	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 4 --dist loadfile --no-loadscope-reorder --durations=12; tests=$$?; \
 		wait $$mypy && exit $$tests
 
 test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each

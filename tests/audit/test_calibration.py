@@ -11,7 +11,7 @@ from fellrec.audit.readers import reader_of
 from fellrec.audit.readers.recformer import RecformerReader
 from fellrec.federation.shares import load_split
 from fellrec.federation.workspace import Workspace
-from fellrec.privacy import made_up
+from fellrec.privacy import Secret, made_up
 from tests.toys import ITEMS, Toys
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -41,6 +41,21 @@ def test_what_is_unprotected_is_read_and_noise_hides(
     assert by_noise[0.0] == 1 or (recommender == "recformer" and k_in and by_noise[0.0] > 0.95)
     assert by_noise[0.0] >= by_noise[1.0] > by_noise[100.0]
     assert searched(workspace, [1.0]) == {1.0: by_noise[1.0]}
+
+
+def test_a_head_that_starts_elsewhere_is_read_less_well(toys: Toys) -> None:
+    """The farther away it starts, the less; what is unprotected is the same as without a secret."""
+    found = []
+    for size in (0.0, 1.0, 30.0):
+        own: dict[str, object] = {"model.k_in": 1, "model.item_residual": "local"}
+        if size:
+            own |= {"privacy.private_head": True, "privacy.secret_start": size}
+        config = toys.recipe(own)
+        workspace = Workspace(config, load_split(config)[0], secret=Secret.of_seed(0))
+        found.append(searched(workspace, [0.0])[0.0])
+        assert searched(workspace, [0.0])[0.0] == found[-1]
+    assert found[0] == 1
+    assert found[0] >= found[1] > found[2]
 
 
 def test_made_up_histories_are_the_seeds_and_within_bounds() -> None:

@@ -1,10 +1,10 @@
-"""How much a server reads back of histories that nobody had, from a head that it knows: the base's.
+"""How much a server reads back of histories that nobody had, with the head that is public.
 
 No run and nobody's data are needed: histories are drawn evenly from the catalogue, and go through
-the public head, a veil and the codec. That is the worst case of a setting, and a test of the
-attacks: where nothing is hidden and the head is known, they have to recover everything (at any
-depth of a causal head, and before the first block of the others), else what they miss of a trained
-run proves nothing.
+the head as clients start from it, a veil and the codec. Without a secret start that is the public
+head: the worst case of a setting, and a test of the attacks. Where nothing is hidden and the head
+is known, they have to recover everything (at any depth of a causal head, and before the first block
+of the others), else what they miss of a trained run proves nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from fellrec.audit.wiretap import across
 from fellrec.evaluation.bootstrap import Interval, mean_interval
 from fellrec.federation.shares import seeded
 from fellrec.federation.workspace import Workspace
+from fellrec.models.adapters import write
+from fellrec.models.recommender import Kind
 from fellrec.privacy import Cover, Veil, made_up, typical_length
 from fellrec.split.codecs import Codec
 
@@ -43,12 +45,16 @@ def calibrated(
     most: int = 0,
     seed: int = 0,
 ) -> Iterator[Calibrated]:
-    """Attack made-up histories behind each strength of noise, with the head as it starts.
+    """Attack made-up histories behind each strength of noise, with the public head.
 
-    workspace: of a recipe, untrained. noises: of veils, see `privacy.Veil`; 0 leaves the veil out.
-    codec: None takes the recipe's. most: candidates that a search tries at a place, 0 for all.
+    workspace: of a recipe, untrained; where it was given a secret, clients' own head starts there.
+    The public head is what is installed afterwards. noises: of veils, see `privacy.Veil`; 0 leaves
+    the veil out. codec: None takes the recipe's. most: candidates that a search tries at a place, 0
+    for all.
     """
     recommender, config = workspace.recommender, workspace.config
+    tensors, kinds = recommender.parameters_of(*Kind), tuple(Kind)
+    write(tensors, workspace.initial(*kinds))
     recommender.eval()
     items = len(workspace.dataset.catalogue)
     reader = reader_of(recommender, items)
@@ -57,6 +63,7 @@ def calibrated(
     truths = [reader.content(each) for each in reader.inputs(drawn)]
     bound = typical_length(activations)
     codec = Codec(config.split.codec) if codec is None else codec
+    write(tensors, workspace.public(*kinds))
     for noise in noises:
         generator = torch.Generator().manual_seed(seed)
         cover = Cover(Veil(bound, noise) if noise else None, noise=generator)

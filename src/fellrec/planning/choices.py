@@ -3,9 +3,9 @@
 Memory and bytes are foreseen from shapes (`federation.dryrun`). Seconds are of a step measured on
 this machine with one cut and counted over to others, block by block; the server is taken to be as
 fast as this machine, and both sides to wait for each other and for the line. What is read back is
-measured, too: the attacks of the audit on histories that nobody had, with a head that the server
-knows (`audit.calibration`), the worst case of an untrained or exchanged head. A search that takes
-its time finds more than the one here: it is a least of what is read back. Behind noise it is
+measured, too: the attacks of the audit on histories that nobody had, with the public head
+(`audit.calibration`), which is the clients' own unless the recipe has a secret start. A search that
+takes its time finds more than the one here: it is a least of what is read back. Behind noise it is
 measured with fp32 alone, whose rounding is nothing beside it. What noise costs in score is not
 foreseen: that takes training.
 """
@@ -27,6 +27,7 @@ from fellrec.federation.workspace import Workspace
 from fellrec.models.bases import parse_config
 from fellrec.planning.limits import Limits
 from fellrec.planning.speed import Speed, measured
+from fellrec.privacy import Secret
 from fellrec.split.codecs import Codec, encoded_size
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -185,7 +186,8 @@ def _speed(config: RunConfig, shares: Shares) -> Speed:
 
 
 def _read_back(config: RunConfig, shares: Shares, histories: int, noises: Sequence[float]) -> _Read:
-    workspace = Workspace(config, shares.dataset)
+    secret = Secret.of_seed(config.seed)
+    workspace = Workspace(config, shares.dataset, secret=secret)
 
     def best(codec: Codec, noise: float) -> tuple[float, str]:
         most = _MOST_BLURRED if noise else _MOST
