@@ -17,9 +17,10 @@ TARGET = 0.95
 CAUSAL = ("hllm", "bigrec")
 RECIPES = {"hllm": "demo", "bigrec": "bigrec-ml100k", "recformer": "recformer-ml100k"}
 BLOCKS = {"hllm": (0, 1, 2, 3), "bigrec": (0, 1, 2, 4), "recformer": (0, 1, 2, 3)}
-MOST = 64  # candidates of a search behind noise, where more find no more; else all
+MOST = 64  # candidates of a search where none fits exactly and more find no more; else all
 NOISES = (0.0, 0.3, 1.0, 3.0)
 SECRETS = (0.3, 1.0, 3.0)
+ACQUAINTED = 64  # of 256 users behind a secret start, whose histories a server has
 
 
 def measure(
@@ -47,7 +48,11 @@ def measure(
         found = {
             each.attack: each.recovered
             for each in calibrated(
-                workspace, [noise], histories=histories, most=MOST if noise else 0
+                workspace,
+                [noise],
+                histories=histories,
+                most=MOST if noise or secret_start else 0,
+                acquainted=ACQUAINTED,
             )
         }
         said = "  ".join(

@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fellrec.audit import membership
+from fellrec.audit.alignment import Usual, read_by_fit
 from fellrec.audit.findings import Audit, Membership, Trace, Veiled
 from fellrec.audit.inverter import Inverter
 from fellrec.audit.knowledge import KNOWS, Knows, supposed
 from fellrec.audit.order import seen_in_order, steps_in_order, usual_by_place
 from fellrec.audit.readers import reader_of
 from fellrec.audit.readers.reader import one_unit
+from fellrec.audit.recovery import Content
 from fellrec.audit.tally import Tally, mean, summed
 from fellrec.audit.touched import leaning, told_apart, turned
 from fellrec.audit.wiretap import (
@@ -44,6 +47,8 @@ from fellrec.serving.run import Run, RunClient
 FILE = "audit.json"
 _PROBES = 64  # histories of one item by which the server asks what a model leans to
 _MADE_UP = 128  # histories by which the server learns what each place looks like
+_USUAL = 512  # those by which it learns what the public head gives for each unit
+_ACQUAINTED = 16  # users of a client whose histories a server with accounts of its own has
 _DELTA = 1e-5
 _FEWEST = 8  # users of a client with which the game of membership is played
 
@@ -104,6 +109,7 @@ class _Auditor:
         self._most, self._lessons = most, lessons
         self._seed, self._progress = seed, progress
         self._inverter: Inverter | None = None
+        self._usual: Usual | None = None
         self._cover = self._covering(noise)
 
     def _covering(self, noise: float) -> Cover:
@@ -132,9 +138,12 @@ class _Auditor:
         self._progress(f"attacking client {client.name}")
         self._run.ready = None
         histories = client.client.data.history("test").take(chosen)
+        others = np.setdiff1d(client.client.scored("test"), chosen)
         with tapped(client.client, self._server, self._run.config, self._cover) as tap:
             with self._going_on(client):
                 seen = histories_seen(client.client, tap, histories)
+                rest = client.client.data.history("test").take(others)
+                crowd = histories_seen(client.client, tap, rest)
             with self._going_on(client):
                 steps = steps_seen(client.client, tap, len(chosen))
         tally.truths += [self.reader.content(one_unit(each.inputs)) for each in seen]
@@ -145,14 +154,16 @@ class _Auditor:
             with turn(self._workspace, client.client, 0, model):
                 client.client.begin_serving()
                 if self._cover.shuffles:
-                    usual = usual_by_place(self.reader.activations(self._made_up()))
+                    made = self._made_up("order", _MADE_UP)
+                    usual = usual_by_place(self.reader.activations(made))
                     seen, steps = seen_in_order(seen, usual), steps_in_order(steps, usual)
-                self._read_back(seen, knows, tally)
+                    crowd = seen_in_order(crowd, usual)
+                self._read_back(seen, crowd, knows, tally)
                 self._tell(client, steps, len(chosen), knows, tally)
 
-    def _made_up(self) -> Ragged:
+    def _made_up(self, name: str, count: int) -> Ragged:
         longest, items = self._run.config.model.history, len(self.popular)
-        return made_up(seeded(self._seed, "order"), _MADE_UP, longest, items)
+        return made_up(seeded(self._seed, name), count, longest, items)
 
     def attack_upload(self, client: RunClient, tally: Tally) -> None:
         """Let a client train for a round, and tell from its upload what its users touched."""
@@ -166,7 +177,9 @@ class _Auditor:
         """Lend a client its best model for the round after the run's last; nothing is kept."""
         return turn(self._workspace, client.client, self._run.config.train.rounds, client.model)
 
-    def _read_back(self, seen: Sequence[Seen], knows: Knows, tally: Tally) -> None:
+    def _read_back(
+        self, seen: Sequence[Seen], crowd: Sequence[Seen], knows: Knows, tally: Tally
+    ) -> None:
         activations = [each.activations for each in seen]
         found = self.reader.read_back(activations, self._most)
         if knows == "base":
@@ -177,8 +190,20 @@ class _Auditor:
                     self.reader, self._run.config, self._cover, self._lessons, self._seed
                 )
             found["inverter"] = self._inverter.read(activations, self.reader)
+            found |= self._aligned(activations, crowd)
         for name, contents in found.items():
             tally.guesses[name, knows] += contents
+
+    def _aligned(
+        self, activations: Sequence[Tensor], crowd: Sequence[Seen]
+    ) -> dict[str, list[Content]]:
+        """See `alignment`. crowd: the client's other users, of whom some may be acquainted."""
+        if self._usual is None:
+            self._progress("fitting what crossed to the public head")
+            self._usual = Usual.of(self.reader, self._made_up("usual", _USUAL))
+        others = [each.activations for each in crowd]
+        known = [one_unit(each.inputs) for each in crowd[:_ACQUAINTED]]
+        return read_by_fit(self.reader, self._usual, activations, others, known)
 
     def _tell(
         self, client: RunClient, steps: Sequence[Step], rows: int, knows: Knows, tally: Tally

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fellrec.audit.alignment import Usual, read_by_fit
 from fellrec.audit.readers import reader_of
 from fellrec.audit.recovery import recovered
 from fellrec.audit.wiretap import across
+from fellrec.data.interactions import Ragged
 from fellrec.evaluation.bootstrap import Interval, mean_interval
 from fellrec.federation.shares import seeded
 from fellrec.federation.workspace import Workspace
@@ -25,6 +27,8 @@ from fellrec.models.adapters import write
 from fellrec.models.recommender import Kind
 from fellrec.privacy import Cover, Veil, made_up, typical_length
 from fellrec.split.codecs import Codec
+
+_CROWD = 256  # histories of others that the server sees, and that it makes up, behind a secret
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def calibrated(
     codec: Codec | None = None,
     histories: int = 8,
     most: int = 0,
+    acquainted: int = 16,
     seed: int = 0,
 ) -> Iterator[Calibrated]:
     """Attack made-up histories behind each strength of noise, with the public head.
@@ -50,7 +55,7 @@ def calibrated(
     workspace: of a recipe, untrained; where it was given a secret, clients' own head starts there.
     The public head is what is installed afterwards. noises: of veils, see `privacy.Veil`; 0 leaves
     the veil out. codec: None takes the recipe's. most: candidates that a search tries at a place, 0
-    for all.
+    for all. acquainted: histories that a server knows which tries `alignment` on a secret start.
     """
     recommender, config = workspace.recommender, workspace.config
     tensors, kinds = recommender.parameters_of(*Kind), tuple(Kind)
@@ -58,17 +63,29 @@ def calibrated(
     recommender.eval()
     items = len(workspace.dataset.catalogue)
     reader = reader_of(recommender, items)
-    drawn = made_up(seeded(seed, "calibration"), histories, config.model.history, items)
-    activations = reader.activations(drawn)
-    truths = [reader.content(each) for each in reader.inputs(drawn)]
+
+    def drawn(name: str, count: int) -> Ragged:
+        return made_up(seeded(seed, name), count, config.model.history, items)
+
+    attacked, crowd = drawn("calibration", histories), drawn("crowd", _CROWD)
+    activations = reader.activations(attacked)
+    hidden = config.privacy.secret_start > 0
+    others = reader.activations(crowd) if hidden else []
+    known = reader.inputs(crowd)[:acquainted]
+    truths = [reader.content(each) for each in reader.inputs(attacked)]
     bound = typical_length(activations)
     codec = Codec(config.split.codec) if codec is None else codec
     write(tensors, workspace.public(*kinds))
+    usual = Usual.of(reader, drawn("usual", _CROWD)) if hidden else None
     for noise in noises:
         generator = torch.Generator().manual_seed(seed)
         cover = Cover(Veil(bound, noise) if noise else None, noise=generator)
         seen = [across(each, codec, cover) for each in activations]
-        for attack, guesses in reader.read_back(seen, most).items():
+        found = reader.read_back(seen, most)
+        if usual is not None:
+            crossed = [across(each, codec, cover) for each in others]
+            found |= read_by_fit(reader, usual, seen, crossed, known)
+        for attack, guesses in found.items():
             shares = [
                 recovered(truth.items, guess.items)
                 for truth, guess in zip(truths, guesses, strict=True)

@@ -18,6 +18,8 @@ _ATTACKS = {
     "nearest": "nearest item",
     "search": "search",
     "inverter": "inverter",
+    "aligned": "fitted to the public head",
+    "acquainted": "fitted, some histories known",
     "prediction": "prediction",
     "gradient": "gradient",
     "reading": "reading",

@@ -1,0 +1,57 @@
+"""A map to the public head: found without a history where little was turned, else with some."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fellrec.audit.alignment import Alignment, Usual
+from fellrec.audit.wiretap import Items
+
+UNITS, WIDTH, COUNT = 60, 16, 300
+
+
+def crossed(usual: Usual, matrix: torch.Tensor, seed: int = 0) -> list[tuple[torch.Tensor, Items]]:
+    """Histories of ten units each, a little blurred, through a head that does `matrix` besides."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(COUNT // 10):
+        place = torch.randint(UNITS, (10,), generator=generator)
+        blur = 0.1 * torch.randn(10, WIDTH, generator=generator)
+        found.append(((usual.table[place] + blur) @ matrix, usual.units[place.numpy()]))
+    return found
+
+
+@pytest.fixture
+def usual() -> Usual:
+    table = torch.randn(UNITS, WIDTH, generator=torch.Generator().manual_seed(1))
+    return Usual(np.arange(100, 100 + UNITS), table)
+
+
+def hit(fit: Alignment, pairs: list[tuple[torch.Tensor, Items]]) -> float:
+    return float(np.mean([(fit.read(rows) == units).mean() for rows, units in pairs]))
+
+
+def test_a_step_in_few_directions_is_undone_without_a_history(usual: Usual) -> None:
+    generator = torch.Generator().manual_seed(2)
+    first, second = torch.randn(2, WIDTH, 2, generator=generator)
+    pairs = crossed(usual, torch.eye(WIDTH) + first @ second.T)
+    assert hit(Alignment.of([rows for rows, _ in pairs], usual), pairs) > 0.95
+
+
+def test_any_linear_head_is_undone_with_some_histories(usual: Usual) -> None:
+    matrix = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3))
+    pairs = crossed(usual, matrix)
+    rows = [rows for rows, _ in pairs]
+    assert hit(Alignment.of(rows, usual), pairs) < 0.5
+    assert hit(Alignment.of(rows, usual, pairs[:10]), pairs[10:]) > 0.95
+
+
+def test_units_that_are_not_usual_are_no_use(usual: Usual) -> None:
+    pairs = crossed(usual, torch.eye(WIDTH))
+    rows = [rows for rows, _ in pairs]
+    foreign = [(rows[0], np.full(10, 7)), (rows[1], np.full(10, 1000))]
+    plain, with_them = (Alignment.of(rows, usual, known) for known in ([], foreign))
+    assert torch.equal(plain.matrix, with_them.matrix)
+    assert hit(plain, pairs) == 1
