@@ -20,7 +20,7 @@ BLOCKS = {"hllm": (0, 1, 2, 3), "bigrec": (0, 1, 2, 4), "recformer": (0, 1, 2, 3
 MOST = 64  # candidates of a search where none fits exactly and more find no more; else all
 NOISES = (0.0, 0.3, 1.0, 3.0)
 SECRETS = (0.3, 1.0, 3.0)
-ACQUAINTED = 64  # of 256 users behind a secret start, whose histories a server has
+ACQUAINTED = 64  # of 512 users behind a secret start, whose histories a server has
 
 
 def measure(

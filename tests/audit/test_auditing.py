@@ -197,7 +197,7 @@ def test_users_are_drawn_by_the_seed_and_over_all_clients(toys: Toys, tmp_path: 
     assert audit(run, users=6, seed=1, lessons=3) == first
     written = json.loads((run.path / "audit.json").read_text())
     assert written["users"] == written["learners"] == 6
-    assert len(written["inversion"]) == 5 and len(written["labels"]) == 4
+    assert len(written["inversion"]) == 7 and len(written["labels"]) == 4
     assert written["inversion"][0]["recovered"].keys() == {"mean", "low", "high"}
 
 

@@ -146,14 +146,17 @@ def read_by_fit(
 def _whitening(rows: Tensor) -> Tensor:
     """Return the symmetric matrix, (d, d), after which rows' directions vary alike."""
     values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-    return (vectors * values.clamp(min=_FLOOR * values.mean()).rsqrt()) @ vectors.T
+    scale = values.clamp(min=_FLOOR * values.mean()).rsqrt()
+    matrix: Tensor = (vectors * scale) @ vectors.T
+    return matrix
 
 
 def _fit(sources: Tensor, targets: Tensor) -> Tensor:
     """Return the matrix of ridge regression, (d, d)."""
     gram = sources.T @ sources
     ridge = _RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram)), sources.T @ targets)
+    found: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), sources.T @ targets)
+    return found
 
 
 def _likeness(rows: Tensor, table: Tensor) -> Tensor:

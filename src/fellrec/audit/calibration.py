@@ -28,7 +28,7 @@ from fellrec.models.recommender import Kind
 from fellrec.privacy import Cover, Veil, made_up, typical_length
 from fellrec.split.codecs import Codec
 
-_CROWD = 256  # histories of others that the server sees, and that it makes up, behind a secret
+_CROWD = 512  # histories of others that the server sees, and that it makes up, behind a secret
 
 
 @dataclass(frozen=True)
