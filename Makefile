@@ -11,7 +11,8 @@ COMPARISONS := compare-ml100k variants-ml100k final-ml100k study-heating study-p
 	study-clients study-cut study-codec study-privacy final-ml100k-last-5
 # Several processes share the cores: a thread that waits for another should not spin. Four suit two
 # cores, since tests of real processes wait a lot. A file's tests stay together with what they share.
-TESTS := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
+# Each process would compile all of fellrec anew where the environment forbids to keep what it compiled.
+TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
 DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
@@ -22,11 +23,10 @@ help:  ## say what there is
 
 setup: $(STAMP)  ## make .venv with the tested versions; again only when they change
 
-# Without --clear: an environment that is there is brought up to date, not thrown away. Without
-# compiling: most modules of what is installed are never imported, and python compiles the others.
+# Without --clear: an environment that is there is brought up to date, not thrown away.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 test: $(STAMP)  ## style, types, tests
