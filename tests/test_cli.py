@@ -12,14 +12,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
 import fellrec
 from fellrec.cli import app
+from fellrec.cli.shared import resumable
 from fellrec.config import recipes
 from tests.toys import SHOPS, Toys
 
@@ -545,6 +548,31 @@ def test_an_interrupted_run_says_how_it_goes_on(recipe: Path, toys: Toys, tmp_pa
     assert result.exit_code == 0
     assert "round 1/6" not in result.stdout and "round 6/6" in result.stdout
     assert json.loads((path / "summary.json").read_text())["rounds"] == 6
+
+
+def test_an_interrupt_that_a_library_makes_something_else_of_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As safetensors does, which asks a storage for its shape when it is interrupted."""
+    for handler, ends in ((signal.default_int_handler, True), (signal.SIG_IGN, False)):
+        usual = signal.signal(signal.SIGINT, handler)
+        try:
+            with (
+                pytest.raises(typer.Exit if ends else ValueError),
+                resumable(tmp_path / "none", "again"),
+            ):
+                try:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.01)
+                except KeyboardInterrupt:
+                    pass
+                raise ValueError("could not determine the shape")
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        assert bool(capsys.readouterr().err) == ends
+    with pytest.raises(ValueError, match="its own"), resumable(tmp_path / "none", "again"):
+        raise ValueError("its own")
 
 
 @pytest.mark.integration
