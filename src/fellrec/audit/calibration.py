@@ -71,7 +71,7 @@ def calibrated(
     activations = reader.activations(attacked)
     hidden = config.privacy.secret_start > 0
     others = reader.activations(crowd) if hidden else []
-    known = reader.inputs(crowd)[:acquainted]
+    known = reader.inputs(crowd)[:acquainted] if hidden else []
     truths = [reader.content(each) for each in reader.inputs(attacked)]
     bound = typical_length(activations)
     codec = Codec(config.split.codec) if codec is None else codec
