@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,19 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def made(toys: Toys, out: Path, overrides: dict[str, object] | None = None) -> Run:
     return load_run(train(toys.recipe({"train.rounds": 1, **(overrides or {})}), out).path)
+
+
+@pytest.fixture(scope="module")
+def kept(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FELLREC_CACHE", str(toys.cache))
+        return made(toys, tmp_path_factory.mktemp("kept") / "run").path
+
+
+@pytest.fixture
+def plain(kept: Path, tmp_path: Path) -> Run:
+    """A run of one plain round, of which no audit is there yet."""
+    return load_run(shutil.copytree(kept, tmp_path / "run"))
 
 
 def attacked(
@@ -71,10 +85,9 @@ def test_a_private_residual_hides_something(toys: Toys, tmp_path: Path) -> None:
     assert found(done)["search", "adapters"] < 0.9
 
 
-def test_more_candidates_find_more(toys: Toys, tmp_path: Path) -> None:
-    run = made(toys, tmp_path / "run")
+def test_more_candidates_find_more(plain: Run) -> None:
     few, some, every = (
-        found(attacked(run, most=most))["search", "adapters"] for most in (1, 9, ITEMS + 5)
+        found(attacked(plain, most=most))["search", "adapters"] for most in (1, 9, ITEMS + 5)
     )
     assert few < some < every == 1
 
@@ -114,10 +127,9 @@ def _texts(toys: Toys, recommender: str, k_in: int) -> dict[str, object]:
     return {"model.recommender": recommender, "model.k_in": k_in, "model.base": str(base)}
 
 
-def test_an_inverter_learns_to_read(toys: Toys, tmp_path: Path) -> None:
+def test_an_inverter_learns_to_read(plain: Run) -> None:
     """Taught on histories that it made up itself, it reads others' better than the nearest item."""
-    run = made(toys, tmp_path / "run")
-    before, after = (found(attacked(run, most=1, lessons=count)) for count in (1, 60))
+    before, after = (found(attacked(plain, most=1, lessons=count)) for count in (1, 60))
     taught = after["inverter", "base"]
     assert max(before["inverter", "base"], after["nearest", "base"], 0.3) < taught
 
@@ -158,13 +170,12 @@ def test_an_upload_tells_what_was_touched_with_a_table_or_without(
     assert leaning.attack == "leaning" and leaning.auc < shared[1].auc
 
 
-def test_an_audit_leaves_the_run_as_it_was(toys: Toys, tmp_path: Path) -> None:
-    run = made(toys, tmp_path / "run")
-    before = outcome(run.path)
-    attacked(run, users=3, most=8, uploads=True)
-    after = outcome(run.path)
+def test_an_audit_leaves_the_run_as_it_was(plain: Run) -> None:
+    before = outcome(plain.path)
+    attacked(plain, users=3, most=8, uploads=True)
+    after = outcome(plain.path)
     assert differences(before, after) == ["audit.json"]
-    assert rescore(run).differences == ()
+    assert rescore(plain).differences == ()
 
 
 def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
@@ -190,26 +201,24 @@ def test_what_the_tap_hears_is_what_crossed(toys: Toys, tmp_path: Path) -> None:
     assert client.client.trunk is run.workspace.trunk
 
 
-def test_users_are_drawn_by_the_seed_and_over_all_clients(toys: Toys, tmp_path: Path) -> None:
-    run = made(toys, tmp_path / "run")
-    first = audit(run, users=6, seed=1, lessons=3)
+def test_users_are_drawn_by_the_seed_and_over_all_clients(plain: Run) -> None:
+    first = audit(plain, users=6, seed=1, lessons=3)
     assert first.users == 6
-    assert audit(run, users=6, seed=1, lessons=3) == first
-    written = json.loads((run.path / "audit.json").read_text())
+    assert audit(plain, users=6, seed=1, lessons=3) == first
+    written = json.loads((plain.path / "audit.json").read_text())
     assert written["users"] == written["learners"] == 6
     assert len(written["inversion"]) == 7 and len(written["labels"]) == 4
     assert written["inversion"][0]["recovered"].keys() == {"mean", "low", "high"}
 
 
-def test_by_command(toys: Toys, tmp_path: Path) -> None:
-    run = made(toys, tmp_path / "run")
-    done = CliRunner().invoke(app, ["audit", str(run.path), "--users", "5", "--noise", "0.5"])
+def test_by_command(plain: Run) -> None:
+    done = CliRunner().invoke(app, ["audit", str(plain.path), "--users", "5", "--noise", "0.5"])
     assert done.exit_code == 0, done.output
     assert "5 users' histories" in done.stdout and "audit.json" in done.stdout
     assert "search" in done.stdout and "chance" in done.stdout
-    words = ["audit", str(run.path), "--users", "3", "--quick", "--json"]
+    words = ["audit", str(plain.path), "--users", "3", "--quick", "--json"]
     printed = CliRunner().invoke(app, words)
-    assert json.loads(printed.stdout) == json.loads((run.path / "audit.json").read_text())
+    assert json.loads(printed.stdout) == json.loads((plain.path / "audit.json").read_text())
 
 
 def test_a_run_in_which_nothing_crosses_is_refused(toys: Toys, tmp_path: Path) -> None:
@@ -219,22 +228,19 @@ def test_a_run_in_which_nothing_crosses_is_refused(toys: Toys, tmp_path: Path) -
     assert not (whole.path / "audit.json").exists()
 
 
-def test_noise_hides_what_it_is_strong_enough_for_and_says_its_price(
-    toys: Toys, tmp_path: Path
-) -> None:
-    run = made(toys, tmp_path / "run")
-    plain = attacked(run, users=9)
-    little, much = (audit(run, users=9, most=0, lessons=1, noise=noise) for noise in (1e-6, 30.0))
-    assert plain.veil is None and little.veil is not None and much.veil is not None
+def test_noise_hides_what_it_is_strong_enough_for_and_says_its_price(plain: Run) -> None:
+    bare = attacked(plain, users=9)
+    little, much = (audit(plain, users=9, most=0, lessons=1, noise=noise) for noise in (1e-6, 30.0))
+    assert bare.veil is None and little.veil is not None and much.veil is not None
     # Of next to no noise only the bound is left, which half of all activations keep.
     assert found(little)["search", "adapters"] > 0.5
-    assert found(much)["search", "adapters"] < 0.6 < found(plain)["search", "adapters"]
+    assert found(much)["search", "adapters"] < 0.6 < found(bare)["search", "adapters"]
     assert told(much)["gradient", "adapters"] < 0.7
     assert much.veil.bound == little.veil.bound > 0
     assert much.veil.without == little.veil.without
     assert much.veil.difference.mean == pytest.approx(much.veil.score.mean - much.veil.without.mean)
     assert much.veil.epsilon is not None and much.veil.epsilon > 0 and little.veil.epsilon is None
-    assert rescore(run).differences == ()
+    assert rescore(plain).differences == ()
 
 
 def test_a_secret_start_hides_the_head_from_who_has_the_public_one(

@@ -136,6 +136,7 @@ def test_the_server_has_no_client_data(run: tuple[Path, dict[str, Any]]) -> None
         assert file.is_dir() or file.suffix == ".safetensors"
 
 
+@pytest.mark.faults
 def test_killed_and_resumed(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     path, _ = run
     out = tmp_path / "run"
