@@ -269,6 +269,15 @@ def test_a_shuffled_history_is_put_in_order_and_read(toys: Toys, tmp_path: Path)
     assert told(done)["gradient", "adapters"] == 1
 
 
+def test_private_steps_are_seen_user_by_user(toys: Toys, tmp_path: Path) -> None:
+    """Who is drawn comes from the client's secret; what crosses tells the target all the same."""
+    overrides: dict[str, object] = {"privacy.user_noise": 1.0, "model.item_residual": "none"}
+    run = made(toys, tmp_path / "run", overrides)
+    done = attacked(run, users=9, most=8)
+    assert 0 < done.learners <= 9
+    assert told(done)["gradient", "adapters"] == 1
+
+
 def test_a_runs_own_noise_is_what_is_attacked(toys: Toys, tmp_path: Path) -> None:
     run = made(toys, tmp_path / "run", {"privacy.noise": 3.0, "privacy.bound": 2.0})
     done = attacked(run)

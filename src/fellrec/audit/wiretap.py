@@ -14,7 +14,7 @@ from fellrec.config import RunConfig
 from fellrec.data.interactions import Ragged
 from fellrec.federation.client import Client
 from fellrec.models.layout import Layout
-from fellrec.models.recommender import Batch, Trunk
+from fellrec.models.recommender import Batch, Entered, Trunk
 from fellrec.privacy import Cover
 from fellrec.split.codecs import Codec, decode, encode
 from fellrec.split.remote import RemoteTrunk
@@ -149,26 +149,17 @@ def histories_seen(client: Client, tap: Wiretap, histories: Ragged) -> list[Seen
 def steps_seen(client: Client, tap: Wiretap, users: int) -> list[Step]:
     """Let a client begin the round that it is in, and return its first micro-batches.
 
-    As many as hold so many rows. The client's turn lasts; what it learns of it is not complete, and
-    is to be dropped with the turn.
+    As many as hold so many rows, or the round has. The client's turn lasts; what it learns of it is
+    not complete, and is to be dropped with the turn.
     """
-    round = client.trunk.key.round
-    batches = client.epoch(round, 0)
-    rows = np.cumsum([len(batch.rows) for batch in batches])
-    count = int(np.searchsorted(rows, users)) + 1
 
     def watch(done: int, total: int, loss: float) -> None:
-        if done >= count:
+        if sum(len(part.rows) for part in parts.values()) >= users:
             raise _Enough
 
     tap.clear()
-    with suppress(_Enough):
-        client.train(round, watch)
-    parts = {
-        (step, micro): part
-        for step, batch in enumerate(batches[:count])
-        for micro, part in enumerate(batch.micro(client.settings.micro_batches))
-    }
+    with _entering(client) as parts, suppress(_Enough):
+        client.train(client.trunk.key.round, watch)
     sent: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] = {}
     found = []
     for said, back in tap.exchanges:
@@ -181,3 +172,24 @@ def steps_seen(client: Client, tap: Wiretap, users: int) -> list[Step]:
                 raise RuntimeError("a frame of training without a tensor")
             found.append(Step(activations, outputs, gradient, part.layout, *at, part))
     return found
+
+
+@contextmanager
+def _entering(client: Client) -> Iterator[dict[tuple[int, int], Batch]]:
+    """Note what a client runs its head over in training, by step and micro-batch.
+
+    Who is drawn for a private step nobody could tell beforehand.
+    """
+    found: dict[tuple[int, int], Batch] = {}
+    recommender, key = client.recommender, client.trunk.key
+    enter = recommender.enter
+
+    def noting(batch: Batch) -> Entered:
+        found[key.step, key.micro] = batch
+        return enter(batch)
+
+    recommender.enter = noting  # type: ignore[method-assign]  # of this one, and for a while
+    try:
+        yield found
+    finally:
+        del recommender.enter
