@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector what stays: half a million objects of the libraries, and all tests."""
+    """Spare the collector what stays: the libraries and the tests themselves."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
