@@ -20,7 +20,12 @@ from fellrec import console as show
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fellrec train` left.")]
+RunPath = Annotated[  # one that is not there is refused before anything large is imported
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder that `fellrec train` left.", exists=True, file_okay=False
+    ),
+]
 ClientName = Annotated[
     str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
 ]
