@@ -17,14 +17,21 @@ import typer
 from rich.console import Console
 
 from fellrec import console as show
+from fellrec.errors import RunError
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 
-RunPath = Annotated[  # one that is not there is refused before anything large is imported
+
+def _there(run: Path) -> Path:
+    """Refuse a folder that is not there before anything large is imported."""
+    if not run.is_dir():
+        raise RunError(f"{run}: no such folder; give the one that a training run left")
+    return run
+
+
+RunPath = Annotated[
     Path,
-    typer.Argument(
-        metavar="RUN", help="Folder that `fellrec train` left.", exists=True, file_okay=False
-    ),
+    typer.Argument(metavar="RUN", help="Folder that `fellrec train` left.", callback=_there),
 ]
 ClientName = Annotated[
     str, typer.Option("--client", metavar="NAME", help="Client whose model is used, such as c0.")
