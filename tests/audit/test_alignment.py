@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fellrec.audit.alignment import Alignment, Usual
+from fellrec.audit.alignment import Alignment, Lookup, Usual
 from fellrec.audit.wiretap import Items
 
 UNITS, WIDTH, COUNT = 60, 16, 300
@@ -29,7 +29,7 @@ def usual() -> Usual:
     return Usual(np.arange(100, 100 + UNITS), table)
 
 
-def hit(fit: Alignment, pairs: list[tuple[torch.Tensor, Items]]) -> float:
+def hit(fit: Alignment | Lookup, pairs: list[tuple[torch.Tensor, Items]]) -> float:
     return float(np.mean([(fit.read(rows) == units).mean() for rows, units in pairs]))
 
 
@@ -55,3 +55,21 @@ def test_units_that_are_not_usual_are_no_use(usual: Usual) -> None:
     plain, with_them = (Alignment.of(rows, usual, known) for known in ([], foreign))
     assert torch.equal(plain.matrix, with_them.matrix)
     assert hit(plain, pairs) == 1
+
+
+def test_what_is_known_is_looked_up_where_no_map_would_do(usual: Usual) -> None:
+    """A head whose output is no linear function of the public one's, but the same for a unit."""
+    scrambled = Usual(usual.units, usual.table[torch.arange(UNITS).flip(0)] ** 3)
+    pairs = crossed(scrambled, torch.eye(WIDTH))
+    rows = [rows for rows, _ in pairs]
+    fitted = Alignment.of(rows, usual, pairs[:15])
+    found = Lookup.of(rows, pairs[:15])
+    there = np.unique(np.concatenate([units for _, units in pairs[:15]]))
+    right = [
+        guess == unit
+        for each, units in pairs[15:]
+        for guess, unit in zip(found.read(each), units, strict=True)
+        if unit in there
+    ]
+    assert np.mean(right) > 0.95 > 0.5 > hit(fitted, pairs[15:])
+    assert set(np.concatenate([found.read(each) for each in rows])) <= set(there.tolist())

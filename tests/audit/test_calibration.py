@@ -25,8 +25,9 @@ def untrained(toys: Toys, recommender: str, k_in: int) -> Workspace:
     return Workspace(config, load_split(config)[0])
 
 
-def by_attack(workspace: Workspace) -> dict[str, float]:
-    return {each.attack: each.recovered.mean for each in calibrated(workspace, [0.0])}
+def by_attack(workspace: Workspace, acquainted: int = 16) -> dict[str, float]:
+    found = calibrated(workspace, [0.0], acquainted=acquainted)
+    return {each.attack: each.recovered.mean for each in found}
 
 
 def searched(workspace: Workspace, noises: list[float]) -> dict[float, float]:
@@ -61,8 +62,11 @@ def test_a_head_that_starts_elsewhere_is_read_less_well_until_it_is_fitted(toys:
     assert "aligned" not in near and near["search"] == 1
     assert 1 >= far["search"] > away["search"]
     assert away["acquainted"] >= away["aligned"] > 2 * away["search"]
+    assert away["lookup"] > 2 * away["search"]
     again = elsewhere(toys, 30.0)
     assert by_attack(again) == by_attack(again) == away
+    alone = by_attack(again, acquainted=0)
+    assert alone["lookup"] == alone["acquainted"] == alone["aligned"] == away["aligned"]
 
 
 def test_made_up_histories_are_the_seeds_and_within_bounds() -> None:

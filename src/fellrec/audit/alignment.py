@@ -10,7 +10,9 @@ are looked for again. That is how dictionaries are found between languages witho
 not be a rotation).
 
 `aligned` knows no history. `acquainted` knows those of a few users, as a server does that has made
-accounts of its own: it begins with pairs that are right.
+accounts of its own: it begins with pairs that are right. `lookup` knows them too and asks for no
+public head: a position is what that known position was which is most like it. It finds nothing that
+no known history holds, and needs no map where none is linear.
 """
 
 from __future__ import annotations
@@ -123,6 +125,36 @@ class Alignment:
         return found
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """Positions whose units a server knows, to compare others with.
+
+    centre: (d,), taken off first; white: (d, d), then multiplied by. rows: (n, d) what was seen of
+    known positions, so treated; units: (n,) int64, what they were.
+    """
+
+    centre: Tensor
+    white: Tensor
+    rows: Tensor
+    units: Items
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, seen: Sequence[Tensor], known: Sequence[tuple[Tensor, Items]]) -> Self:
+        """Keep what was seen of users whose histories are known; see `Alignment.of`."""
+        every = torch.cat(list(seen))
+        centre, white = every.mean(dim=0), _whitening(every)
+        rows = (torch.cat([rows for rows, _ in known]) - centre) @ white
+        return cls(centre, white, rows, np.concatenate([units for _, units in known]))
+
+    @torch.no_grad()
+    def read(self, seen: Tensor) -> Items:
+        """Guess the unit of each position, (length,) int64. seen: (length, d)."""
+        likeness = _cosines((seen - self.centre) @ self.white, self.rows)
+        found: Items = self.units[likeness.argmax(dim=1).numpy()]
+        return found
+
+
 def read_by_fit(
     reader: Reader,
     usual: Usual,
@@ -130,15 +162,17 @@ def read_by_fit(
     others: Sequence[Tensor],
     acquainted: Sequence[Items],
 ) -> dict[str, list[Content]]:
-    """Guess histories by `aligned` and by `acquainted`.
+    """Guess histories by `aligned`, `acquainted` and `lookup`; without known ones all are one.
 
     seen: (length, d) each, what crossed of them. others: of other users of the client; acquainted:
     the units of each position of the first of these, which the server has.
     """
     every, known = [*seen, *others], list(zip(others, acquainted, strict=False))
-    fits = {
-        "aligned": Alignment.of(every, usual),
-        "acquainted": Alignment.of(every, usual, known),
+    aligned = Alignment.of(every, usual)
+    fits: dict[str, Alignment | Lookup] = {
+        "aligned": aligned,
+        "acquainted": Alignment.of(every, usual, known) if known else aligned,
+        "lookup": Lookup.of(every, known) if known else aligned,
     }
     return {name: [reader.content(fit.read(each)) for each in seen] for name, fit in fits.items()}
 

@@ -20,6 +20,7 @@ _ATTACKS = {
     "inverter": "inverter",
     "aligned": "fitted to the public head",
     "acquainted": "fitted, some histories known",
+    "lookup": "looked up in known histories",
     "prediction": "prediction",
     "gradient": "gradient",
     "reading": "reading",
