@@ -207,7 +207,10 @@ def test_users_are_drawn_by_the_seed_and_over_all_clients(plain: Run) -> None:
     assert audit(plain, users=6, seed=1, lessons=3) == first
     written = json.loads((plain.path / "audit.json").read_text())
     assert written["users"] == written["learners"] == 6
-    assert len(written["inversion"]) == 7 and len(written["labels"]) == 4
+    read = [(each["attack"], each["knows"]) for each in written["inversion"]]
+    base = ("nearest", "search", "inverter", "aligned", "acquainted", "lookup")
+    assert len(read) == len(set(read)) == 8 and len(written["labels"]) == 4
+    assert set(read) == {(n, "base") for n in base} | {(n, "adapters") for n in base[:2]}
     assert written["inversion"][0]["recovered"].keys() == {"mean", "low", "high"}
 
 
