@@ -40,6 +40,29 @@ _FLOOR = 1e-2  # variances below this share of their mean count as that much
 
 
 @dataclass(frozen=True)
+class Whitening:
+    """What makes the directions of rows, (…, d), vary alike.
+
+    centre: (d,), taken off first. matrix: (d, d), symmetric, then multiplied by.
+    """
+
+    centre: Tensor
+    matrix: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, rows: Tensor) -> Self:
+        """Fit it to rows, (n, d)."""
+        values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+        scale = values.clamp(min=_FLOOR * values.mean()).rsqrt()
+        return cls(rows.mean(dim=0), (vectors * scale) @ vectors.T)
+
+    def over(self, rows: Tensor) -> Tensor:
+        """Whiten rows: (n, d) both."""
+        return (rows - self.centre) @ self.matrix
+
+
+@dataclass(frozen=True)
 class Usual:
     """What the public head gives for units, whitened.
 
@@ -59,18 +82,18 @@ class Usual:
         at = torch.from_numpy(place)
         counts = torch.bincount(at, minlength=len(units))[:, None]
         sums = torch.zeros(len(units), rows.shape[1]).index_add_(0, at, rows)
-        return cls(units, (sums / counts - rows.mean(dim=0)) @ _whitening(rows))
+        return cls(units, Whitening.of(rows).over(sums / counts))
 
 
 @dataclass(frozen=True)
 class Alignment:
     """A map from what crossed to what is usual.
 
-    centre: (d,), taken off first. matrix: (d, d). hubness: (units,), of the usual activations.
+    matrix: (d, d), of what has been whitened. hubness: (units,), of the usual activations.
     """
 
     usual: Usual
-    centre: Tensor
+    whitening: Whitening
     matrix: Tensor
     hubness: Tensor
 
@@ -78,19 +101,18 @@ class Alignment:
     @torch.no_grad()
     def of(
         cls,
-        seen: Sequence[Tensor],
+        seen: Tensor,
+        whitening: Whitening,
         usual: Usual,
         known: Sequence[tuple[Tensor, Items]] = (),
     ) -> Self:
-        """Fit a map to what was seen of histories, (length, d) each.
+        """Fit a map to positions that were seen, (n, d).
 
         known: of users whose histories the server has, what it saw and the unit of each position.
         """
-        rows = torch.cat(list(seen))
-        centre, white = rows.mean(dim=0), _whitening(rows)
-        rows = rows[torch.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).long()]
-        own, table = (rows - centre) @ white, usual.table
-        sure = [((each - centre) @ white, units) for each, units in known]
+        rows = seen[torch.linspace(0, len(seen) - 1, min(_ROWS, len(seen))).long()]
+        own, table = whitening.over(rows), usual.table
+        sure = [(whitening.over(each), units) for each, units in known]
         sources, targets = cls._known(sure, usual, own.shape[1])
         fitted = _fit(sources, targets) if len(sources) else torch.eye(own.shape[1])
         for _ in range(_ROUNDS):
@@ -102,7 +124,7 @@ class Alignment:
                 torch.cat([own[near[mutual]], sources]), torch.cat([table[units[mutual]], targets])
             )
         hubness = _nearest(_cosines(own @ fitted, table), dim=0)
-        return cls(usual, centre, white @ fitted, hubness)
+        return cls(usual, whitening, fitted, hubness)
 
     @staticmethod
     def _known(
@@ -120,7 +142,7 @@ class Alignment:
     @torch.no_grad()
     def read(self, seen: Tensor) -> Items:
         """Guess the unit of each position, (length,) int64. seen: (length, d)."""
-        cosines = _cosines((seen - self.centre) @ self.matrix, self.usual.table)
+        cosines = _cosines(self.whitening.over(seen) @ self.matrix, self.usual.table)
         found: Items = self.usual.units[(2 * cosines - self.hubness).argmax(dim=1).numpy()]
         return found
 
@@ -129,28 +151,24 @@ class Alignment:
 class Lookup:
     """Positions whose units a server knows, to compare others with.
 
-    centre: (d,), taken off first; white: (d, d), then multiplied by. rows: (n, d) what was seen of
-    known positions, so treated; units: (n,) int64, what they were.
+    rows: (n, d) what was seen of known positions, whitened; units: (n,) int64, what they were.
     """
 
-    centre: Tensor
-    white: Tensor
+    whitening: Whitening
     rows: Tensor
     units: Items
 
     @classmethod
     @torch.no_grad()
-    def of(cls, seen: Sequence[Tensor], known: Sequence[tuple[Tensor, Items]]) -> Self:
+    def of(cls, whitening: Whitening, known: Sequence[tuple[Tensor, Items]]) -> Self:
         """Keep what was seen of users whose histories are known; see `Alignment.of`."""
-        every = torch.cat(list(seen))
-        centre, white = every.mean(dim=0), _whitening(every)
-        rows = (torch.cat([rows for rows, _ in known]) - centre) @ white
-        return cls(centre, white, rows, np.concatenate([units for _, units in known]))
+        rows = whitening.over(torch.cat([rows for rows, _ in known]))
+        return cls(whitening, rows, np.concatenate([units for _, units in known]))
 
     @torch.no_grad()
     def read(self, seen: Tensor) -> Items:
         """Guess the unit of each position, (length,) int64. seen: (length, d)."""
-        likeness = _cosines((seen - self.centre) @ self.white, self.rows)
+        likeness = _cosines(self.whitening.over(seen), self.rows)
         found: Items = self.units[likeness.argmax(dim=1).numpy()]
         return found
 
@@ -167,22 +185,15 @@ def read_by_fit(
     seen: (length, d) each, what crossed of them. others: of other users of the client; acquainted:
     the units of each position of the first of these, which the server has.
     """
-    every, known = [*seen, *others], list(zip(others, acquainted, strict=False))
-    aligned = Alignment.of(every, usual)
+    every, known = torch.cat([*seen, *others]), list(zip(others, acquainted, strict=False))
+    whitening = Whitening.of(every)
+    aligned = Alignment.of(every, whitening, usual)
     fits: dict[str, Alignment | Lookup] = {
         "aligned": aligned,
-        "acquainted": Alignment.of(every, usual, known) if known else aligned,
-        "lookup": Lookup.of(every, known) if known else aligned,
+        "acquainted": Alignment.of(every, whitening, usual, known) if known else aligned,
+        "lookup": Lookup.of(whitening, known) if known else aligned,
     }
     return {name: [reader.content(fit.read(each)) for each in seen] for name, fit in fits.items()}
-
-
-def _whitening(rows: Tensor) -> Tensor:
-    """Return the symmetric matrix, (d, d), after which rows' directions vary alike."""
-    values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-    scale = values.clamp(min=_FLOOR * values.mean()).rsqrt()
-    matrix: Tensor = (vectors * scale) @ vectors.T
-    return matrix
 
 
 def _fit(sources: Tensor, targets: Tensor) -> Tensor:
