@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fellrec.federation.runs import train
+from fellrec.config import RunConfig
+from fellrec.federation.runs import RunResult, train
 from fellrec.files import read_tensors
 from tests.federation.crashes import metrics
 from tests.toys import SHOPS, Toys
+
+BASES = ("bert", "llama")
 
 
 def union(run: Path, client: str) -> dict[str, Tensor]:
@@ -21,17 +24,33 @@ def union(run: Path, client: str) -> dict[str, Tensor]:
     return here | there
 
 
-@pytest.mark.parametrize("base", ["bert", "llama"])
-@pytest.mark.parametrize("cut", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
-def test_cut_equals_whole(toys: Toys, runs: Path, base: str, cut: tuple[int, int]) -> None:
-    shared = {
+def recipe(toys: Toys, base: str, k_in: int, k_out: int) -> RunConfig:
+    overrides = {
         "model.base": str(getattr(toys, base)),
+        "model.k_in": k_in,
+        "model.k_out": k_out,
         "train.micro_batches": 2,
         "balance.merge": "product",
     }
-    whole = train(toys.recipe({**shared, "model.k_in": 3, "model.k_out": 0}), runs / "whole")
-    parted = {**shared, "model.k_in": cut[0], "model.k_out": cut[1]}
-    split = train(toys.recipe(parted), runs / "split")
+    return toys.recipe(overrides)
+
+
+@pytest.fixture(scope="module")
+def wholes(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
+    """Return a run of each base with all of its blocks on the client."""
+    folder = tmp_path_factory.mktemp("wholes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FELLREC_CACHE", str(toys.cache))
+        return {base: train(recipe(toys, base, 3, 0), folder / base) for base in BASES}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("cut", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_cut_equals_whole(
+    toys: Toys, wholes: dict[str, RunResult], runs: Path, base: str, cut: tuple[int, int]
+) -> None:
+    whole = wholes[base]
+    split = train(recipe(toys, base, *cut), runs / "split")
     assert whole.summary["cost"]["server_parameters"] == 0
     assert split.summary["cost"]["server_blocks"] == 3 - sum(cut)
     for client in SHOPS:

@@ -42,8 +42,18 @@ def recipe(toys: Toys, name: str, overrides: dict[str, object]) -> RunConfig:
     return toys.recipe(values)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+# In fp32 on the CPU it is the same in test_recommenders.py.
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", "bf16"),
+        *[
+            pytest.param("cuda", dtype, marks=pytest.mark.gpu)
+            for dtype in ("fp32", "bf16")
+            if torch.cuda.is_available()
+        ],
+    ],
+)
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_a_run_is_split_stored_and_served(
     toys: Toys, runs: Path, name: str, dtype: str, device: str

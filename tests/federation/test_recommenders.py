@@ -48,10 +48,8 @@ RECOMMENDERS: dict[str, dict[str, object]] = {
         "evaluation.test_users": 15,
     },
 }
-KILLS = {  # HLLM is killed in test_resume.py
-    "recformer": [150],
+KILLS = {  # HLLM is killed in test_resume.py; the plain forms do no more than these
     "recformer, fixed": [150, 260],  # in the second round, which fixes items, and in the third
-    "bigrec": [150],
     "bigrec, few-shot": [150],
 }
 
@@ -128,29 +126,24 @@ def test_a_finished_run_recommends_what_is_new(trained: dict[str, Path], recomme
         assert not {entry.item for entry in client.recommend(user=user, k=1000)} & known
 
 
-def one_round(path: Path, config: RunConfig) -> int:
-    """Run a recipe; return the bytes of activations and gradients."""
-    done = train(config, path)
-    assert all(0 <= value <= 1 for value in done.summary["overall"].values())
-    assert all(line["loss"] > 0 for line in metrics(done.path))
-    rows = Ledger.read(done.path / "ledger.csv").rows()
+def crossed(run: Path) -> int:
+    """Return the bytes of activations and gradients of the first round."""
+    rows = [row for row in Ledger.read(run / "ledger.csv").rows() if row.round == 0]
     return sum(row.bytes for row in rows if row.kind in ("activation", "gradient"))
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
-def test_every_strategy(toys: Toys, runs: Path, recommender: str, strategy: str) -> None:
-    overrides: dict[str, object] = {"balance.strategy": strategy, "train.rounds": 1}
-    assert one_round(runs / "run", recipe(toys, recommender, overrides)) > 0
-
-
-@pytest.mark.parametrize("recommender", RECOMMENDERS)
-def test_every_codec(toys: Toys, runs: Path, recommender: str) -> None:
-    cost = {}
-    for codec in ("fp32", "int8"):
-        overrides: dict[str, object] = {"train.rounds": 1, "split.codec": codec}
-        cost[codec] = one_round(runs / codec, recipe(toys, recommender, overrides))
-    assert 0 < cost["int8"] < 0.3 * cost["fp32"]
+def test_every_strategy_and_codec(
+    toys: Toys, trained: dict[str, Path], runs: Path, recommender: str, strategy: str
+) -> None:
+    codec = {"fedavg": "int8", "local": "fp32"}[strategy]
+    changed = {"balance.strategy": strategy, "split.codec": codec, "train.rounds": 1}
+    done = train(recipe(toys, recommender, changed), runs / "run")
+    assert all(0 <= value <= 1 for value in done.summary["overall"].values())
+    assert all(line["loss"] > 0 for line in metrics(done.path))
+    most = {"int8": 0.3, "fp32": 1.1}[codec]  # what BIGRec writes, and how long, depends on both
+    assert 0 < crossed(done.path) < most * crossed(trained[recommender])
 
 
 def union(run: Path, client: str) -> dict[str, Tensor]:
@@ -161,7 +154,7 @@ def union(run: Path, client: str) -> dict[str, Tensor]:
     return here | private | there
 
 
-@pytest.mark.parametrize("recommender", RECOMMENDERS)
+@pytest.mark.parametrize("recommender", [name for name in RECOMMENDERS if name != "hllm"])
 def test_cut_equals_whole(toys: Toys, runs: Path, recommender: str) -> None:
     shared: dict[str, object] = {"train.micro_batches": 2}
     one_piece = recipe(toys, recommender, {**shared, "model.k_in": 3, "model.k_out": 0})
