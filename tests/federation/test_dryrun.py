@@ -64,7 +64,8 @@ def recipe(toys: Toys, name: str, overrides: Overrides | None = None) -> RunConf
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_it_agrees_with_the_run(toys: Toys, runs: Path, name: str, cut: str) -> None:
     k_in, k_out = CUTS[cut]
-    config = recipe(toys, name, {"model.k_in": k_in, "model.k_out": k_out, "split.codec": "int8"})
+    changed = {"model.k_in": k_in, "model.k_out": k_out, "split.codec": "int8"}
+    config = recipe(toys, name, {**changed, "evaluation.keep_rounds": 1})
     found = dry_run(config)
     done = train(config, runs / "run")
     for key in ("dataset", "recommender", "users", "users_dropped", "items"):
@@ -90,19 +91,15 @@ def test_it_agrees_with_the_run(toys: Toys, runs: Path, name: str, cut: str) -> 
             if name != "recformer, fixed":  # whose targets are drawn anew, here the first time
                 assert client["gradient_bytes"] == crossed["gradient"]
         assert (client["gradient_bytes"] > 0) is (cut != "no trunk")
-
-
-def test_trained_parameters_are_those_with_an_optimiser(toys: Toys, runs: Path) -> None:
-    for name in RECOMMENDERS:
-        config = recipe(toys, name, {"evaluation.keep_rounds": 1})
-        found = dry_run(config)["cost"]
-        path = train(config, runs / name).path / "rounds" / "1"
-        for side, key in (("clients", "client"), ("server", "server")):
-            state = _moments(path / side / SHOPS[0] / "optimiser.safetensors")
-            assert found[f"{key}_trained_parameters"] == state, (name, side)
+    for side, key in (("clients", "client"), ("server", "server")):
+        # What is trained is what has an optimiser.
+        state = done.path / "rounds" / "1" / side / SHOPS[0] / "optimiser.safetensors"
+        assert found["cost"][f"{key}_trained_parameters"] == _moments(state)
 
 
 def _moments(path: Path) -> int:
+    if not path.is_file():
+        return 0
     return sum(t.numel() for name, t in read_tensors(path).items() if name.startswith("exp_avg/"))
 
 
