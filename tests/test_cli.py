@@ -345,18 +345,21 @@ def test_a_damaged_cache_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.integration
-def test_no_network_and_no_cache_is_one_line_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_network_and_no_cache_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     # A proxy that nothing listens at, and a pip that may look into an empty folder only.
     proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
     cache = {"FELLREC_CACHE": str(tmp_path / "cache")}
-    for name, value in {**proxies, **pip, **cache, "no_proxy": ""}.items():
-        monkeypatch.setenv(name, value)
-    line = refused(call("train", "smoke", "--out", tmp_path / "runs" / "run"))
-    assert line.startswith("ml-100k: no source could be used: ")
+    done = subprocess.run(
+        [*FELLREC, "train", "smoke", "--out", str(tmp_path / "runs" / "run")],
+        env={**os.environ, **proxies, **pip, **cache, "no_proxy": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ml-100k: no source could be used: ")
+    assert done.stderr.count("\n") == 1
     assert no_longer_there(tmp_path / "runs")
     assert no_longer_there(tmp_path / "cache" / "datasets")
 
