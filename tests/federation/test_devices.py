@@ -42,7 +42,7 @@ def recipe(toys: Toys, name: str, overrides: dict[str, object]) -> RunConfig:
     return toys.recipe(values)
 
 
-# In fp32 on the CPU it is the same in test_recommenders.py.
+# In fp32 on the CPU: test_recommenders.py, and for grounded scores tests/models/test_conformance.py.
 @pytest.mark.parametrize(
     ("device", "dtype"),
     [
