@@ -42,7 +42,7 @@ def recipe(toys: Toys, name: str, overrides: dict[str, object]) -> RunConfig:
     return toys.recipe(values)
 
 
-# In fp32 on the CPU: test_recommenders.py, and for grounded scores tests/models/test_conformance.py.
+# In fp32 on the CPU: test_recommenders.py; grounded scores: tests/models/test_conformance.py.
 @pytest.mark.parametrize(
     ("device", "dtype"),
     [
