@@ -65,6 +65,19 @@ def test_weights_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_weights_of_clients_of_unequal_size_by_hand() -> None:
+    # Row 0 of the weights above, times sizes 10, 30, 20: (10, 0.4 * 30, 0.1 * 20) of 24.
+    pull = torch.tensor([[1, 0.8, 0.2], [0.8, 1, 0.5], [0.2, 0.5, 1]], dtype=torch.float64)
+    warmth, sizes = torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64), torch.tensor([10, 30, 20])
+    expected = [[10 / 24, 12 / 24, 2 / 24], [0, 1, 0], [2 / 37, 15 / 37, 20 / 37]]
+    torch.testing.assert_close(
+        mixture(pull, warmth, sizes), torch.tensor(expected, dtype=torch.float64)
+    )
+    assert torch.equal(mixture(pull, warmth, torch.full((3,), 8)), mixture(pull, warmth))
+    none = mixture(pull, warmth, torch.tensor([0, 0, 20]))
+    assert none.tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 1]]  # the second takes from nobody
+
+
 def test_mix_matches_the_formula() -> None:
     updates, (pull, warmth) = make_updates(5), make_weighing(5)
     for found, expected in zip(
@@ -263,6 +276,10 @@ def test_refusals() -> None:
         mixture(-ones, torch.ones(2))
     with pytest.raises(ModelError, match="finite"):
         mixture(ones, torch.tensor([1.0, torch.nan]))
+    with pytest.raises(ModelError, match=r"sizes .* do not fit"):
+        mixture(ones, torch.ones(2), torch.ones(3))
+    with pytest.raises(ModelError, match="not negative"):
+        mixture(ones, torch.ones(2), torch.tensor([1, -1]))
     with pytest.raises(ModelError, match="do not fit"):
         combine(ones, torch.ones(3, 1))
     with pytest.raises(ModelError, match="no client completed"):

@@ -72,6 +72,19 @@ def test_fedavg_by_examples() -> None:
         FedAvg(weighting="examples").mixture(none)
 
 
+def test_fellrec_by_examples() -> None:
+    report = make_report()
+    warmth = heating(report.losses, 0, alpha=0.7, beta=1)
+    found = FellRec(weighting="examples", dense="average").mixture(report)
+    assert torch.equal(found.weights, mixture(report.attention, warmth, report.examples))
+    average = FedAvg("examples").mixture(report).weights
+    assert found.dense is not None and torch.equal(found.dense, average)
+    hot = FellRec(weighting="examples", heating="none", space=None).mixture(report)
+    assert torch.equal(hot.weights, average)
+    apart = FellRec(weighting="examples", alpha=0).mixture(report)
+    assert torch.equal(apart.weights, Local().mixture(report).weights)
+
+
 def test_heating_alone_and_attention_alone() -> None:
     report = make_report()
     ones = torch.ones(4, 4, dtype=torch.float64)
@@ -160,6 +173,7 @@ def test_make_strategy() -> None:
         ("fellrec", {"merge": "sum"}, "unknown merge"),
         ("fellrec", {"heating": "oven"}, "unknown heating"),
         ("fellrec", {"dense": "none"}, "unknown dense"),
+        ("fellrec", {"weighting": "users"}, "unknown weighting"),
         ("fedavg", {"weighting": "users"}, "unknown weighting"),
         ("fedamp", {"self_weight": 1.5}, "self_weight is 1.5"),
         ("fedamp", {"space": "angles"}, "unknown space"),

@@ -76,6 +76,7 @@ def test_strategy_of() -> None:
         alpha=0.5, beta=3.0, heating="reference", tau=0.1, space="change", merge="product"
     )
     assert strategy_of(balance) == FellRec(0.5, 3.0, "reference", 0.1, "change", "product")
+    assert strategy_of(BalanceConfig(weighting="examples")) == FellRec(weighting="examples")
     # 0 stands for the default temperature of the kind of heating
     assert strategy_of(BalanceConfig(tau=0.0)) == FellRec(tau=None)
 

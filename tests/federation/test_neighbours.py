@@ -127,9 +127,11 @@ def test_fedamp_at_its_limits(run: Run) -> None:
         assert close(last(mean.path, client), last(third.path, client), 1e-5)
 
 
-def test_fellrec_without_attention_and_heating_is_fedavg(run: Run) -> None:
-    mean = run(balance__strategy="fedavg")
-    plain = run(balance__heating="none", balance__space="none")
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_fellrec_without_attention_and_heating_is_fedavg(run: Run, weighting: str) -> None:
+    how = {} if weighting == "uniform" else {"balance__weighting": weighting}
+    mean = run(balance__strategy="fedavg", **how)
+    plain = run(balance__heating="none", balance__space="none", **how)
     for client in SHOPS:
         assert same(last(mean.path, client), last(plain.path, client))
 

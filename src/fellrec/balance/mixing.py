@@ -25,25 +25,34 @@ _ORDERED_ELEMENTS = 1 << 17  # float64 elements summed at a time: 1 MiB, small e
 _MULTIPLIED_ELEMENTS = 1 << 20  # float64 elements multiplied at a time: 8 MiB
 
 
-def mixture(attention: Tensor, warmth: Tensor) -> Tensor:
+def mixture(attention: Tensor, warmth: Tensor, sizes: Tensor | None = None) -> Tensor:
     """Weights of M3: (N, N) float64, row c what client c takes from each; rows sum to 1, all >= 0.
 
     `W_cj = w_c s_cj / (1 + w_c Σ_{k≠c} s_ck)` and `W_cc = 1 / (1 + w_c Σ_{k≠c} s_ck)`, from
     `attention` (N, N) in [0, 1], whose diagonal is not read, and `warmth` (N,) in [0, 1]. A warmth
     of 0 gives exactly the identity's row; attention and warmth of 1 give exactly 1/N everywhere.
 
+    sizes: (N,), what a client weighs before it is looked at, such as its number of examples; None,
+    the paper's, is the same for all. Then, beyond the paper, `W_cj ∝ w_c s_cj n_j` and
+    `W_cc ∝ n_c`: attention and warmth of 1 give each client's share of all examples. A client of
+    size 0 that takes from nobody keeps its own.
+
     Raises `ModelError` for shapes that do not fit or values that are negative or not finite.
     """
     pull = torch.as_tensor(attention, dtype=torch.float64)
     warm = torch.as_tensor(warmth, dtype=torch.float64)
-    if warm.ndim != 1 or pull.shape != (len(warm), len(warm)):
+    own = torch.ones_like(warm) if sizes is None else torch.as_tensor(sizes, dtype=torch.float64)
+    if warm.ndim != 1 or pull.shape != (len(warm), len(warm)) or own.shape != warm.shape:
         raise ModelError(
-            f"attention {tuple(pull.shape)} and warmth {tuple(warm.shape)} do not fit: "
-            "give (clients, clients) and (clients,)"
+            f"attention {tuple(pull.shape)}, warmth {tuple(warm.shape)} and sizes "
+            f"{tuple(own.shape)} do not fit: give (clients, clients), (clients,) and (clients,)"
         )
-    weights = (warm[:, None] * pull).fill_diagonal_(1)
+    weights = (warm[:, None] * pull).fill_diagonal_(1) * own
     if not (torch.isfinite(weights) & (weights >= 0)).all():
-        raise ModelError("attention and warmth must be finite and not negative to weigh clients")
+        raise ModelError(
+            "attention, warmth and sizes must be finite and not negative to weigh clients"
+        )
+    weights.diagonal()[weights.sum(dim=1) == 0] = 1
     return weights / weights.sum(dim=1, keepdim=True)
 
 

@@ -28,6 +28,7 @@ from fellrec.balance.mixing import mixture
 from fellrec.errors import ConfigError
 
 Merge = Literal["factors", "product"]
+Weighting = Literal["uniform", "examples"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Strategy:
 
     def weights(self, report: RoundReport, warmth: Tensor) -> Tensor:
         """What each client takes from each: (N, N) float64, rows summing to 1."""
-        return mixture(torch.ones(len(warmth), len(warmth), dtype=torch.float64), warmth)
+        return mixture(_alike(len(warmth)), warmth)
 
     def attention(self, report: RoundReport) -> Tensor:
         """How alike clients are taken to be: (N, N) float64 in [0, 1]."""
@@ -128,12 +129,11 @@ class FedAvg(Strategy):
     """One average for all (McMahan et al. 2017): of the clients, or of their training examples."""
 
     name: ClassVar[str] = "fedavg"
-    weighting: Literal["uniform", "examples"] = "uniform"
+    weighting: Weighting = "uniform"
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an unknown weighting."""
-        if self.weighting not in ("uniform", "examples"):
-            raise ConfigError(f"unknown weighting {self.weighting!r}: choose uniform or examples")
+        _check_choice("weighting", self.weighting, get_args(Weighting))
 
     def warmth(self, report: RoundReport) -> Tensor:
         """1 for all."""
@@ -141,14 +141,7 @@ class FedAvg(Strategy):
 
     def weights(self, report: RoundReport, warmth: Tensor) -> Tensor:
         """1/N, or each client's share of the examples."""
-        if self.weighting == "uniform":
-            return super().weights(report, warmth)
-        examples = torch.as_tensor(report.examples, dtype=torch.float64)
-        if not (torch.isfinite(examples) & (examples >= 0)).all() or not examples.sum() > 0:
-            raise ConfigError(
-                f"examples {examples.tolist()} can't weigh clients: use weighting = 'uniform'"
-            )
-        return (examples / examples.sum()).repeat(len(warmth), 1)
+        return mixture(_alike(len(warmth)), warmth, _sizes(report, self.weighting))
 
 
 @dataclass(frozen=True)
@@ -215,7 +208,8 @@ class FellRec(Strategy):
 
     Beyond the paper, for ablations and variants: heating `none` leaves attention alone, space None
     leaves heating alone (both: FedAvg); `temperature` sharpens attention (None: as published);
-    dense `average` averages all that is no LoRA factor over the clients, as FedAvg does.
+    dense `average` averages all that is no LoRA factor over the clients, as FedAvg does; weighting
+    `examples` has clients weigh in M3, and in that average, by their training examples.
     """
 
     name: ClassVar[str] = "fellrec"
@@ -227,6 +221,7 @@ class FellRec(Strategy):
     merge: Merge = "factors"
     temperature: float | None = None
     dense: Literal["mixture", "average"] = "mixture"
+    weighting: Weighting = "uniform"
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an option out of its range."""
@@ -234,6 +229,7 @@ class FellRec(Strategy):
         _check_choice("space", self.space, (*get_args(Space), None))
         _check_choice("merge", self.merge, get_args(Merge))
         _check_choice("dense", self.dense, ("mixture", "average"))
+        _check_choice("weighting", self.weighting, get_args(Weighting))
 
     def attention(self, report: RoundReport) -> Tensor:
         """M1, sharpened if asked for; all 1 without a space."""
@@ -255,18 +251,32 @@ class FellRec(Strategy):
 
     def weights(self, report: RoundReport, warmth: Tensor) -> Tensor:
         """M3."""
-        return mixture(self.attention(report), warmth)
+        return mixture(self.attention(report), warmth, _sizes(report, self.weighting))
 
     def dense_weights(self, report: RoundReport) -> Tensor | None:
-        """None, or 1/N of each."""
-        clients = len(report.losses)
-        everyone = torch.ones(clients, clients, dtype=torch.float64)
-        return everyone / clients if self.dense == "average" else None
+        """None, or what FedAvg takes of each."""
+        return FedAvg(self.weighting).mixture(report).weights if self.dense == "average" else None
 
 
 _STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind for kind in (FellRec, FedAvg, FedProx, Ditto, FedAmp, Local)
 }
+
+
+def _alike(clients: int) -> Tensor:
+    return torch.ones(clients, clients, dtype=torch.float64)
+
+
+def _sizes(report: RoundReport, weighting: Weighting) -> Tensor | None:
+    """What clients weigh before they are looked at: None for all the same."""
+    if weighting == "uniform":
+        return None
+    examples = torch.as_tensor(report.examples, dtype=torch.float64)
+    if not (torch.isfinite(examples) & (examples >= 0)).all() or not examples.sum() > 0:
+        raise ConfigError(
+            f"examples {examples.tolist()} can't weigh clients: use weighting = 'uniform'"
+        )
+    return examples
 
 
 def _check_choice(key: str, value: str | None, known: tuple[str | None, ...]) -> None:

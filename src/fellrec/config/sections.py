@@ -232,7 +232,8 @@ class BalanceConfig(Section):
     """Personalised mixing, one average for all (as it is, with a pull towards it in training, or
     with a personal model beside it), attentive message passing, or no exchange."""
     weighting: Literal["uniform", "examples"] = "uniform"
-    """Whether clients with more examples weigh more, where there is one average for all."""
+    """Whether clients with more training examples weigh more: in M3 ("fellrec"), in the average
+    ("fedavg", "fedprox", "ditto")."""
     alpha: NotNegative = 0.7
     """M2: how fast clients open to others; 0 never."""
     beta: Positive = 1.0

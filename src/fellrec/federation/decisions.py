@@ -60,6 +60,7 @@ def strategy_of(balance: BalanceConfig) -> Strategy:
                 merge=balance.merge,
                 temperature=balance.temperature or None,
                 dense=balance.dense,
+                weighting=balance.weighting,
             )
         case "fedavg" | "fedprox" | "ditto" as name:
             return make_strategy(name, weighting=balance.weighting)

@@ -52,7 +52,8 @@ from fellrec.models.stages import Stage
 from fellrec.models.titles import TitleTrie
 
 Decode = Literal["ground", "trie", "retrieve"]
-_ENCODED_TOKENS = 2048  # of titles that go through the stages at once, padding included
+ENCODED_TOKENS = 2048
+"""Tokens of titles that go through the stages at once, padding included."""
 _TIE = 2.0**-20  # what separates items of one title: above float32's last bit, below any difference
 
 
@@ -254,7 +255,7 @@ class Bigrec(Recommender):
         vectors = torch.empty(len(texts), self.head.width)
         lengths = texts.lengths()
         with torch.no_grad():
-            for rows in by_budget(lengths, _ENCODED_TOKENS):
+            for rows in by_budget(lengths, ENCODED_TOKENS):
                 layout = Layout(lengths[rows].astype(np.int32))
                 inputs = np.zeros((len(rows), layout.width), np.int64)
                 for line, row in zip(inputs, rows.tolist(), strict=True):

@@ -42,7 +42,8 @@ from fellrec.models.recommender import Batch, Entered, Kind, Recommender, Trunk
 from fellrec.models.stages import Stage
 
 Ints = npt.NDArray[np.int64]
-_ENCODED_TOKENS = 4096  # of items that go through the stages at once, padding included
+ENCODED_TOKENS = 4096
+"""Tokens of items that go through the stages at once, padding included."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Recformer(Recommender):
         if self.item_table is not None and bool(self.item_table.any()):
             return self.item_table.detach().clone()
         vectors = torch.empty(len(self._texts), self.head.width, device=self.head.place.device)
-        for items in by_budget(self._texts.lengths() + 1, _ENCODED_TOKENS):
+        for items in by_budget(self._texts.lengths() + 1, ENCODED_TOKENS):
             rows = Ragged.from_lengths(np.ones(len(items), np.int64), items.astype(np.int32))
             vectors[items] = self._encode(trunk, *self._texts.lay_out(rows))
         return vectors

@@ -119,10 +119,10 @@ def _through(stages: Sequence[Stage], batch: Widest, *, remote: bool) -> int:
 def _encoded(recommender: Recommender) -> int:
     """Places of the texts of items that go through the stages at once; 0 for hllm."""
     if isinstance(recommender, recformer.Recformer):
-        return min(recformer._ENCODED_TOKENS, recommender.epoch_positions)
+        return min(recformer.ENCODED_TOKENS, recommender.epoch_positions)
     if isinstance(recommender, bigrec.Bigrec):
         titles = int(recommender.prompts.bare.lengths().sum())
-        return min(bigrec._ENCODED_TOKENS, titles)
+        return min(bigrec.ENCODED_TOKENS, titles)
     return 0
 
 
