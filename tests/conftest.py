@@ -19,7 +19,15 @@ from tests.toys import Toys, build
 settings.register_profile("fellrec", deadline=None)
 settings.load_profile("fellrec")
 
-_LONG = {"test_conformance.py", "test_recommenders.py", "test_resume.py", "test_cli.py"}
+_LONG = {
+    "test_auditing.py",
+    "test_cli.py",
+    "test_conformance.py",
+    "test_malicious.py",
+    "test_recommenders.py",
+    "test_remote.py",
+    "test_resume.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
