@@ -9,7 +9,7 @@ RESULTS := ml100k bigrec-ml100k recformer-ml100k
 # What docs/results.md compares side by side, the first things first.
 COMPARISONS := compare-ml100k variants-ml100k final-ml100k study-heating study-partition \
 	study-clients study-cut study-codec study-int8 study-privacy study-shuffle study-rates final-ml100k-last-5
-# Several processes share the cores: a thread that waits for another should not spin. Three suit two
+# Several processes share the cores: a thread that waits for another should not spin. Four suit two
 # cores, since tests of real processes wait a lot. A file's tests stay together with what they share.
 # Each process would compile all of fellrec anew where the environment forbids to keep what it compiled.
 TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 $(BIN)/pytest
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(STAMP)  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 3 --dist loadfile --no-loadscope-reorder --durations=12; tests=$$?; \
+	$(BIN)/mypy & mypy=$$!; $(TESTS) -n 4 --dist loadfile --no-loadscope-reorder --durations=12; tests=$$?; \
 		wait $$mypy && exit $$tests
 
 test-faults: $(STAMP)  ## kill every kind of process amid a round, and cut a connection; minutes each
