@@ -136,6 +136,22 @@ def test_the_page_says_which_rows_other_code_has_made(
         assert f"{begins}: `fellrec`\n" in page
 
 
+def test_the_usual_code_may_be_two(comparison: Comparison, results: Results) -> None:
+    """One seed by either; a row that one of the two has made alone."""
+    now, before = (16 * digit for digit in "ab")
+    made: Results = {}
+    for place, each in results.items():
+        assert isinstance(each, Cell)
+        code = before if place[1] and place[0] != "local" else now
+        made[place] = replace(each, origin={**each.origin, "code": [code]})
+    whole = compared(comparison, made)
+    begins = "- made by another state of the code than the others"
+    assert f"{begins}: `local`\n" in as_markdown(whole, "fellrec")
+    vouched = Vouched((entry_of("hllm", now, before, ["x"]),))
+    page = as_markdown(whole, "fellrec", vouched)
+    assert f"{begins}, which gives the same, as `x` showed: `local`\n" in page
+
+
 def test_without_reference_and_floor_no_column_names_them(tmp_path: Path) -> None:
     comparison = description(
         tmp_path, 'name = "plain"\nrecipe = "demo"\n[strategies.fellrec]\n[strategies.other]\n'

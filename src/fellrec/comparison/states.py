@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 
 from fellrec.comparison.rows import Row, Table
 from fellrec.results.vouched import Vouched
@@ -53,9 +54,8 @@ def _linked(row: Row, usual: Names, vouched: Vouched) -> Names | None:
     if config is None:
         return None
     shown: set[str] = set()
-    for code in _codes(row):
-        links = (vouched.link(config.model.recommender, code, other) for other in usual)
-        found = next((cells for cells in links if cells is not None), None)
+    for code, other in product(_codes(row), usual):
+        found = vouched.link(config.model.recommender, code, other)
         if found is None:
             return None
         shown.update(found)
