@@ -20,18 +20,29 @@ from fellrec.results.vouched import Vouched
 
 _FAILED = ".failed"
 
-_PEER_CODE = (
-    "balance/mixing.py",
+# What the scores of all peers depend on, and those of each.
+_PEERS_CODE = (
     "data/interactions.py",
     "data/partition.py",
     "data/sampling.py",
     "data/splits.py",
-    "evaluation/popularity.py",
     "evaluation/ranking.py",
-    "models/batching.py",
-    "models/dropout.py",
-    "peers/*.py",
+    "peers/peer.py",
+    "peers/running.py",
 )
+_SASREC = ("models/batching.py", "models/dropout.py", "peers/sasrec.py", "peers/training.py")
+_PEER_CODE = {
+    "popularity": ("evaluation/popularity.py", "peers/popular.py"),
+    "item-knn": ("peers/library.py", "peers/neighbours.py"),
+    "als": ("peers/factors.py", "peers/library.py"),
+    "sasrec": _SASREC,
+    "sasrec-federated": (
+        *_SASREC,
+        "balance/attention.py",
+        "balance/mixing.py",
+        "peers/federated.py",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Outcome:
 def code_of(planned: Planned) -> str:
     """Return the digest of the code that a cell's scores depend on."""
     if planned.peer is not None:
-        return digest_of(_PEER_CODE)
+        return digest_of((*_PEERS_CODE, *_PEER_CODE[planned.peer]))
     return code_digest(planned.config.model.recommender)
 
 
