@@ -115,8 +115,8 @@ def test_what_is_missing_or_old_is_named(pages: dict[str, str]) -> None:
     assert "vouched" not in row_of(page, "Test scores", "fellrec")[0]
     assert "earlier code, vouched for" in row_of(page, "Test scores", "local")[0]
     assert (
-        "Made by earlier code that today's gives the same as, as fedavg-s1-abc and local-s0-abc "
-        "showed: local."
+        "1 row by earlier code: today's gives the same, as fedavg-s1-abc and local-s0-abc showed, "
+        "made anew."
     ) in said
     assert "A &amp; B" in page and "11 of 14 cells" in said
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from fellrec.comparison.rows import Compared, Row
-from fellrec.comparison.states import vouched_for
 from fellrec.comparison.statistics import Estimate
 from fellrec.report import words
 from fellrec.report.blocks import Tile, Tiles
@@ -212,10 +211,12 @@ def _gaps(rows: Sequence[Row]) -> list[str]:
         said.append(f"{words.several(missing, 'cell')} {verb} not been run yet.")
     if old:
         said.append(f"Made by an earlier state of the code: {listed(old)}.")
-    for cells, labels in vouched_for(rows):
+    matched = dict.fromkeys(row.label for row in rows if row.shown_by)
+    if matched:
+        cells = sorted({cell for row in rows for cell in row.shown_by})
         said.append(
-            f"Made by earlier code that today's gives the same as, as {listed(cells)} showed: "
-            f"{listed(labels)}."
+            f"{words.several(len(matched), 'row')} by earlier code: today's gives the same, as "
+            f"{listed(cells)} showed, made anew."
         )
     return [" ".join(said)] if said else []
 
