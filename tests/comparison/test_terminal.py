@@ -11,6 +11,10 @@ from rich.console import Console
 from fellrec.comparison.plan import Comparison
 from fellrec.comparison.rows import Compared
 from fellrec.comparison.terminal import remarks, tables, watching
+from fellrec.comparison.writing import as_markdown
+from fellrec.results.cells import Cell
+from tests.comparison.conftest import Results
+from tests.comparison.made import compared
 
 
 def shown(compared: Compared, width: int) -> str:
@@ -31,6 +35,23 @@ def test_tables_fit_and_no_number_is_cut(whole: Compared, width: int) -> None:
     assert "0.6000" in fellrec[0] and "+0.1000*" in fellrec[0]
     assert "0.4000" in fellrec[1] and "+0.1000" in " ".join(fellrec[1])
     assert "toys, leave-one-out, 4 users" in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_title_says_of_whom_the_scores_are(
+    comparison: Comparison, results: Results, width: int
+) -> None:
+    """Of 90 users four have held-out items, by a split that the data brings along."""
+    about = {"dataset": "toys", "split": "files", "users": 90, "digest": "d"}
+    for each in results.values():
+        assert isinstance(each, Cell)
+        each.origin["data"].update(about)
+    whole = compared(comparison, results)
+    text = shown(whole, width)
+    said = "toys, the data's own split, 90 users, 4 of them scored"
+    assert said in " ".join(text.split()) and max(map(len, text.splitlines())) <= width
+    page = as_markdown(whole, "fellrec compare mine")
+    assert "\n90 users, 4 of them scored, 9 items, the data's own split.\n" in page
 
 
 def test_a_wide_terminal_shows_more(whole: Compared) -> None:

@@ -60,13 +60,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one set of axis values, and the clients of its seeds."""
+    """The rows of one set of axis values, and the clients of its seeds.
+
+    data: which data all cells are of; empty while there is none. users and split say it in words.
+    """
 
     axes: Axes
     metric: str
     rows: tuple[Row, ...]
     clients: tuple[ClientScore, ...]
     data: Mapping[str, Any]
+
+    @property
+    def users(self) -> str:
+        """How many users the data has, and of how many the scores are where not of all."""
+        total = int(self.data["users"])
+        scored = max((len(cell.rows) for row in self.rows for cell in row.cells), default=total)
+        return f"{total:,} users" + (f", {scored:,} of them scored" if scored < total else "")
+
+    @property
+    def split(self) -> str:
+        """By which rule items were held out."""
+        rule = str(self.data["split"])
+        return "the data's own split" if rule == "files" else rule
 
     def row(self, label: str) -> Row | None:
         """Return the row of a label that has figures."""

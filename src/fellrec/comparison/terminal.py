@@ -160,7 +160,7 @@ def _difference(header: str, values: list[Estimate | None], spare: int) -> list[
 def _title(table: Table) -> str:
     values = [f"{key} = {value}" for key, value in table.axes]
     data = table.data
-    about = [f"{data['dataset']}, {data['split']}, {data['users']:,} users"] if data else []
+    about = [f"{data['dataset']}, {table.split}, {table.users}"] if data else []
     return plain(", ".join([*about, *values]))
 
 

@@ -98,8 +98,7 @@ def as_markdown(compared: Compared, command: str, vouched: Vouched = _NOTHING) -
         if values:
             parts.append(f"### {values}\n")
         if table.data:
-            users, items = table.data["users"], table.data["items"]
-            parts.append(f"{users:,} users, {items:,} items, {table.data['split']}.\n")
+            parts.append(f"{table.users}, {table.data['items']:,} items, {table.split}.\n")
         parts += [_scores(compared, table), _balance(compared, table), _courses(compared, table)]
         parts += _missing(table, vouched)
     if empty:

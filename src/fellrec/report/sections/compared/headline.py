@@ -17,13 +17,12 @@ def kicker(compared: Compared) -> str:
     rows = [row for table in compared.tables for row in table.rows]
     cells = [cell for row in rows for cell in row.cells]
     kinds = dict.fromkeys(cell.config.model.recommender for cell in cells if cell.config)
-    data = next((table.data for table in compared.tables if table.data), None)
+    first = next((table for table in compared.tables if table.data), None)
     seeds = compared.file.seeds
     parts = []
-    if data is not None:
-        on = f"on {data['dataset']}"
-        parts += [f"{', '.join(kinds)} {on}" if kinds else on, str(data["split"])]
-        parts.append(words.several(data["users"], "user"))
+    if first is not None:
+        on = f"on {first.data['dataset']}"
+        parts += [f"{', '.join(kinds)} {on}" if kinds else on, first.split, first.users]
     parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
     planned = len(rows) * len(seeds)
     parts.append(f"{len(cells)} of {words.several(planned, 'cell')}")
