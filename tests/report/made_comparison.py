@@ -44,7 +44,7 @@ def write_file(
 ) -> Path:
     """Write a comparison of these rows."""
     rows = STRATEGIES if strategies is None else strategies
-    lines = [f'name = "made"\ntitle = "{title}"\nabout = "Numbers without a run."']
+    lines = [f'name = "made"\ntitle = "{title}"\nabout = "Numbers without a `run <0>`."']
     lines.append(f'recipe = "smoke"\nseeds = {list(seeds)}\nreference = "{reference}"')
     lines.append(f'peers = {list(peers)}\n[set]\n"clients.count" = {CLIENTS}')
     for label, settings in rows.items():

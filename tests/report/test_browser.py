@@ -62,10 +62,11 @@ CHARTS = """() => {
   return [charts, wrong.slice(0, 20)];
 }"""
 
-# Whatever of the page, with all its parts opened, is wider than the window.
+# Whatever of the page, with all its parts opened, is wider than the window: tables that scroll
+# may be, what is said above them may not.
 TOO_WIDE = """() => {
   document.querySelectorAll('details').forEach(each => each.open = true);
-  const inside = each => each.closest('.scroll') && !each.classList.contains('scroll');
+  const inside = each => each.closest('.scroll') && !each.matches('.scroll, caption span');
   const wrong = [...document.querySelectorAll('body *')]
     .filter(each => !inside(each) && each.getBoundingClientRect().right > innerWidth + 0.5)
     .map(each => `${each.tagName} ${each.className.baseVal ?? each.className}`);

@@ -87,9 +87,13 @@ def test_the_page_is_sound_html_that_needs_nothing_else(kind: str, pages: dict[s
     assert not re.search(r"\bnan\b|\bNone\b", words(page).partition("The recipe")[0])
 
 
+def test_what_stands_between_backticks_is_code_and_all_is_escaped(pages: dict[str, str]) -> None:
+    assert '<p class="lead">Numbers without a <code>run &lt;0&gt;</code>.</p>' in pages["one"]
+
+
 def row_of(page: str, caption: str, label: str) -> list[str]:
     """Return the cells of a row of the first table whose caption begins so, as HTML."""
-    table = page.partition(f"<caption>{caption}")[2].partition("</table>")[0]
+    table = page.partition(f"<caption><span>{caption}")[2].partition("</table>")[0]
     row = table.partition(f'<th scope="row">{label}</th>')[2].partition("</tr>")[0]
     return re.findall(r"<td[^>]*>(.*?)</td>", row)
 
@@ -183,7 +187,8 @@ def test_each_seed_has_its_clients(compared: dict[str, Compared], pages: dict[st
 def test_many_clients_are_a_map(pages: dict[str, str]) -> None:
     assert "each client by strategy</title>" in pages["many"]
     assert "of client c0 by strategy" not in pages["many"]
-    head = pages["many"].partition("of each client, in numbers</caption>")[2].partition("</tr>")[0]
+    table = pages["many"].partition("of each client, in numbers</span></caption>")[2]
+    head = table.partition("</tr>")[0]
     assert head.count("(10 users)") == 20
 
 

@@ -71,7 +71,7 @@ def comparison_page(
             f"Written by fellrec {__version__}. Intervals are percentiles of 2,000 bootstrap "
             "samples of the users, the same for all rows and seeds, so that differences are "
             "paired: they say what other users would have changed, not what another seed would. "
-            "Each difference is judged alone."
+            "Differences are judged together with their column, shares and least gains row by row."
         ),
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from fellrec.errors import RunError
 from fellrec.files import write_bytes
@@ -26,9 +28,14 @@ def write(page: Page, out: Path) -> Path:
     return out
 
 
+def _code(text: str) -> Markup:
+    """Escape a text and set what is between `backticks` as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 @lru_cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("fellrec.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -36,3 +43,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["code"] = _code
+    return environment
