@@ -542,7 +542,7 @@ def test_an_interrupted_run_says_how_it_goes_on(recipe: Path, toys: Toys, tmp_pa
             break
     process.stdout.read()
     said = process.stderr.read()
-    assert process.wait() == 130
+    assert process.wait() == 130, said
     assert said.count("\n") == 1 and said.startswith("interrupted; go on with: fellrec train ")
     words = shlex.split(said.partition("go on with: ")[2])
     result = call(*words[1:])
