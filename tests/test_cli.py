@@ -572,7 +572,9 @@ def test_an_interrupt_that_a_library_makes_something_else_of_is_one(
         finally:
             signal.signal(signal.SIGINT, usual)
         assert bool(capsys.readouterr().err) == ends
-    with pytest.raises(ValueError, match="its own"), resumable(tmp_path / "none", "again"):
+    with pytest.raises(ValueError, match="its own"), resumable(tmp_path / "none", "again") as noted:
+        noted.wait()
+        noted.arrived = 1  # one that waits was raised nowhere yet
         raise ValueError("its own")
 
 

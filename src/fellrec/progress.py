@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from fellrec.console import LEGEND, client_table, is_live, plain, print_parts, round_parts
 from fellrec.federation.observer import Observer, RoundRecord
+from fellrec.interrupts import Interrupts
 
 
 class LineProgress(Observer):
@@ -165,6 +167,57 @@ class LiveProgress(LineProgress):
             self._current = None
 
 
-def watch(console: Console, metric: str) -> LineProgress:
-    """Return what suits the console, to be used in a ``with`` block."""
-    return (LiveProgress if is_live(console) else LineProgress)(console, metric)
+class Heeding(Observer):
+    """Passes on what it is told, where Ctrl-C has not asked to stop.
+
+    Preparation may download and is interrupted at once; once the clients are there, a first Ctrl-C
+    waits for what is told next: the end of a step, at most that of scoring a client.
+    """
+
+    def __init__(self, shown: Observer, interrupts: Interrupts) -> None:
+        self._shown = shown
+        self._interrupts = interrupts
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._interrupts.heed()
+        self._shown.note(text)
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Pass it on."""
+        self._interrupts.heed()
+        self._shown.working(what, done, total)
+
+    def clients(self, table: Sequence[Mapping[str, str | int | float]], dropped: int) -> None:
+        """Pass it on; from here on Ctrl-C waits."""
+        self._interrupts.heed()
+        self._shown.clients(table, dropped)
+        self._interrupts.wait()
+
+    def round_begins(self, round: int, rounds: int, drawn: Sequence[str]) -> None:
+        """Pass it on."""
+        self._interrupts.heed()
+        self._shown.round_begins(round, rounds, drawn)
+
+    def step(self, client: str, done: int, total: int, loss: float) -> None:
+        """Pass it on."""
+        self._interrupts.heed()
+        self._shown.step(client, done, total, loss)
+
+    def scoring(self, client: str, what: str) -> None:
+        """Pass it on."""
+        self._interrupts.heed()
+        self._shown.scoring(client, what)
+
+    def round_ends(self, record: RoundRecord) -> None:
+        """Pass it on."""
+        self._interrupts.heed()
+        self._shown.round_ends(record)
+
+
+@contextmanager
+def watch(console: Console, metric: str, interrupts: Interrupts) -> Iterator[Observer]:
+    """Lend what suits the console, to be given to a run; what it is told heeds Ctrl-C."""
+    shown = (LiveProgress if is_live(console) else LineProgress)(console, metric)
+    with shown, interrupts.patient(shown.note):
+        yield Heeding(shown, interrupts)

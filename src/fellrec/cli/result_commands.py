@@ -94,7 +94,10 @@ def run_(
             continue
         if found != "finished":
             again = shlex.join([*command, "--runs", str(runs), "--results", str(folder)])
-            with resumable(path, again), watch(console, config.evaluation.metric) as observer:
+            with (
+                resumable(path, again) as interrupts,
+                watch(console, config.evaluation.metric, interrupts) as observer,
+            ):
                 train_run(config, path, resume=found == "begun", observer=observer)
         keep(path, folder, replace=True)
         console.print(f"kept {folder / config.name}", soft_wrap=True)
@@ -133,8 +136,8 @@ def vouch(
     for claim in found:
         path, metric = claim.run(runs), claim.config.evaluation.metric
         with (
-            resumable(path / "config.toml", shlex.join(again)),
-            watch(console, metric) as observer,
+            resumable(path / "config.toml", shlex.join(again)) as interrupts,
+            watch(console, metric, interrupts) as observer,
         ):
             vouching.show(claim, runs, observer)
         console.print(f"{claim.cell.name} comes out the same", soft_wrap=True)

@@ -63,13 +63,13 @@ def train(
     path = out if out is not None else Path("runs") / config.name
     sets = [word for change in changes for word in ("--set", change)]
     again = ["fellrec", "train", recipe, *sets, "--out", str(path), "--resume"]
-    with resumable(path / "config.toml", shlex.join(again)):
+    with resumable(path / "config.toml", shlex.join(again)) as interrupts:
         with waiting(console, "starting"):
             from fellrec.federation import runs
             from fellrec.progress import watch
 
             quiet()
-        with watch(console, config.evaluation.metric) as observer:
+        with watch(console, config.evaluation.metric, interrupts) as observer:
             result = runs.train(config, path, resume=resume, observer=observer)
     if as_json:
         typer.echo(json.dumps(result.summary, indent=2))

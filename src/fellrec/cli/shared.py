@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import current_thread, main_thread
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -18,6 +15,7 @@ from rich.console import Console
 
 from fellrec import console as show
 from fellrec.errors import RunError
+from fellrec.interrupts import Interrupts, noting
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 
@@ -86,39 +84,20 @@ def quiet() -> None:
 
 
 @contextmanager
-def resumable(marker: Path, command: str) -> Iterator[None]:
-    """Say after Ctrl-C how an unfinished run goes on; marker: a file that is there once it can."""
-    with _interrupts() as arrived:
+def resumable(marker: Path, command: str) -> Iterator[Interrupts]:
+    """Say after Ctrl-C how an unfinished run goes on; marker: a file that is there once it can.
+
+    A library that is interrupted while it reads may raise something else: of safetensors, torch
+    then asks for the shape of a storage, which is a ValueError.
+    """
+    with noting() as interrupts:
         try:
-            yield
+            yield interrupts
         except BaseException as error:
-            if not arrived and not isinstance(error, KeyboardInterrupt):
+            if not interrupts.raised and not isinstance(error, KeyboardInterrupt):
                 raise
             if marker.is_file():
                 typer.echo(f"interrupted; go on with: {command}", err=True)
             else:
                 typer.echo("interrupted before anything was learned; nothing is left", err=True)
             raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Note each Ctrl-C: a library that is interrupted while it reads may raise something else.
-
-    Of safetensors, torch then asks for the shape of a storage, which is a ValueError.
-    """
-    arrived: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-        raise KeyboardInterrupt
-
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or current_thread() is not main_thread():
-        yield arrived  # whoever has set another handler, or ignores the signal, is left in peace
-        return
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield arrived
-    finally:
-        signal.signal(signal.SIGINT, usual)
