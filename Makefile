@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 RESULTS := ml100k bigrec-ml100k recformer-ml100k
 # What docs/results.md compares side by side, the first things first.
 COMPARISONS := compare-ml100k variants-ml100k final-ml100k study-heating study-partition \
-	study-clients study-cut study-codec study-int8 study-privacy study-shuffle study-rates final-ml100k-last-5
+	study-clients study-cut study-codec study-int8 study-privacy study-shuffle study-rates \
+	final-ml100k-last-5 compare-ml100k-last-5
 # Several processes share the cores: a thread that waits for another should not spin. Four suit two
 # cores, since tests of real processes wait a lot. A file's tests stay together with what they share.
 # Each process would compile all of fellrec anew where the environment forbids to keep what it compiled.

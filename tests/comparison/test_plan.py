@@ -48,6 +48,14 @@ def test_rows_of_a_shipped_comparison_are_different_runs(name: str) -> None:
         assert len(set(keys)) == len(keys)
 
 
+def test_both_screenings_have_the_same_rows() -> None:
+    one, other = (Comparison.read(f"compare-ml100k{split}") for split in ("", "-last-5"))
+    assert list(one.file.strategies.items()) == list(other.file.strategies.items())
+    for first, second in zip(one.cells, other.cells, strict=True):
+        data = first.config.data.model_copy(update={"split": "last-5"})
+        assert first.config.model_copy(update={"data": data}) == second.config
+
+
 def test_cells_come_by_axes_then_seeds_then_peers_and_strategies(tmp_path: Path) -> None:
     text = (
         BEGUN + 'seeds = [3, 1]\npeers = ["popularity"]\n[set]\n"train.rounds" = 1\n'
