@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fellrec.data.client_file import read_client_file
+from fellrec.data.interactions import Split
 from fellrec.data.partition import Partition
-from fellrec.errors import ConfigError, FellrecError, RunError
+from fellrec.errors import ConfigError, DataError, FellrecError, RunError
 from fellrec.federation.deployment.grounds import Grounds
 from fellrec.federation.deployment.place import KEYS, Place, is_part, noted
 from fellrec.federation.flower.settings import ServerSettings
@@ -53,6 +55,42 @@ def test_names_that_some_party_could_not_use(
 ) -> None:
     with pytest.raises(FellrecError, match=r"name|called"):
         Grounds.prepare(tmp_path / "it", toys.recipe(), named(shares, "x", name, "y"))
+
+
+class Interrupted(Shares):
+    """Ctrl-C when two clients have their files."""
+
+    def of(self, client: int) -> Split:
+        if client == 2:
+            raise KeyboardInterrupt
+        return super().of(client)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_can_not_be_prepared_leaves_nothing(
+    toys: Toys, tmp_path: Path, shares: Shares, there: bool
+) -> None:
+    folder = tmp_path / "runs" / "it.parties"
+    if there:
+        folder.mkdir(parents=True)
+        folder.chmod(0o750)
+
+    def found() -> list[tuple[Path, int, int]]:
+        return [(path, path.stat().st_mode, path.stat().st_ino) for path in tmp_path.rglob("*")]
+
+    before = found()
+    catalogue = shares.dataset.catalogue
+    titles = ("\ud800", *catalogue.titles[1:])  # is in no UTF-8
+    odd = replace(shares.dataset, catalogue=replace(catalogue, titles=titles))
+    for given, error in (
+        (named(shares, "x", "coordinator", "y"), ConfigError),
+        (replace(shares, dataset=odd), DataError),
+        (Interrupted(**vars(shares)), KeyboardInterrupt),
+    ):
+        with pytest.raises(error):
+            Grounds.prepare(folder, toys.recipe(), given)
+        assert found() == before
+    assert Grounds.prepare(folder, toys.recipe(), shares).names == shares.partition.names
 
 
 def test_odd_names_that_all_can_use(toys: Toys, tmp_path: Path, shares: Shares) -> None:

@@ -10,6 +10,9 @@ app/                   the Flower app, flwr/ Flower's own home, logs/ what proce
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +42,7 @@ class Grounds:
 
     @classmethod
     def prepare(cls, folder: Path, config: RunConfig, shares: Shares) -> Grounds:
-        """Write everything that parties need to begin.
+        """Write everything that parties need to begin, or nothing.
 
         Raises RunError when the folder has something else in it, DataError and ConfigError for
         clients whose names can't name files.
@@ -49,18 +52,21 @@ class Grounds:
         for name in shares.partition.names:
             if "," in name or name != name.strip():  # the coordinator is told all in one line
                 raise ConfigError(f"{name!r} can't name a client: it has a comma, or odd spaces")
-        folder.mkdir(parents=True, exist_ok=True)
         grounds = cls(folder, shares.partition.names)
-        write_bytes(grounds.recipe, config.to_toml().encode())
-        make_credentials(folder / "keys", grounds.names, days=_DAYS)
-        for name in grounds.names:
-            grounds.place(name).folder.mkdir(parents=True)
+        with _cleared_unless_whole(folder):
+            grounds._write(config, shares)
+        return grounds
+
+    def _write(self, config: RunConfig, shares: Shares) -> None:
+        write_bytes(self.recipe, config.to_toml().encode())
+        make_credentials(self.folder / "keys", self.names, days=_DAYS)
+        for name in self.names:
+            self.place(name).folder.mkdir(parents=True)
             if config.privacy.secret_start:
                 secret = Secret.of_seed(config.seed)  # as in a simulation of the same recipe
-                write_bytes(grounds.secret_of(name), secret.key)
-        hand_out(shares, config, lambda name: grounds.place(name).data)
-        write_json(folder / "clients.json", list(grounds.names))
-        return grounds
+                write_bytes(self.secret_of(name), secret.key)
+        hand_out(shares, config, lambda name: self.place(name).data)
+        write_json(self.folder / "clients.json", list(self.names))
 
     @classmethod
     def made(cls, folder: Path, config: RunConfig) -> Grounds:
@@ -143,6 +149,29 @@ class Grounds:
             "key": str(own.key.resolve()),
             "authority": str(self.keys.authority.resolve()),
         }
+
+
+@contextmanager
+def _cleared_unless_whole(folder: Path) -> Iterator[None]:
+    """Lend an empty folder; when the block raises, all in it goes, and so do folders made for it.
+
+    Nothing was learned in there yet. What stayed would keep the same command from another try, and
+    is keys and clients' data.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # another process has put something there
+            for each in made:
+                each.rmdir()
+        raise
 
 
 def parties_of(out: Path) -> Path:
