@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from fellrec.errors import WireError
+from fellrec.models.adapters import adapter
 from fellrec.split.service.messages import Kept
 from fellrec.split.service.settings import Limits
 from fellrec.split.service.transport import GrpcTransport
@@ -270,3 +272,21 @@ def test_collecting_ends_a_session_that_did_not_say_it_had_finished(trunk: Runni
     client.exchange(frames[-1])
     assert equal(trunk.control.collect("a", ROUND)[1], in_process(frames, "a")[1])
     assert "session has finished" in refusal(client.exchange(frames[0]))
+
+
+def test_a_client_is_told_why_its_session_could_not_end(trunk: Running) -> None:
+    trunk.prepare("a")
+    client = trunk.client("a")
+    client.exchange(frames_of("a")[0])
+    with pytest.raises(WireError, match="could not end the session: the session ends amid step 0"):
+        client.finish()
+    trunk.prepare("b")
+    other = trunk.client("b")
+    for frame in frames_of("b", steps=1):
+        other.exchange(frame)
+    session = trunk.service.registry._seats["b"]._session
+    assert session is not None
+    with torch.no_grad():
+        next(iter(adapter(session.stage).values())).fill_(torch.nan)
+    with pytest.raises(WireError, match=r"it diverged, lower train\.learning_rate"):
+        other.finish()

@@ -27,6 +27,7 @@ from fellrec.split.service.messages import (
     write_message,
 )
 from fellrec.split.service.packing import frame_digest, pack_step, unpack_reply
+from fellrec.split.wire import decode_frame
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between tries; each doubles the one before
 
@@ -112,13 +113,18 @@ class GrpcTransport:
             return self._replies.pop(ticket)
 
     def finish(self) -> None:
-        """Tell the trunk that the session is complete, wait until it is stored there, and close."""
+        """Tell the trunk that the session is complete, wait until it is stored there, and close.
+
+        Raises WireError with the trunk's reason when it could not end the session.
+        """
         try:
             answer = self.exchange(b"")
         finally:
             self.close()
         if answer:
-            raise WireError("the trunk could not end the session; see its log")
+            refusal = decode_frame(answer, max_bytes=self._link.max_bytes)
+            reason = refusal.message or f"it answered with {refusal.kind.name}"
+            raise WireError(f"the trunk could not end the session: {reason}")
 
     def close(self) -> None:
         """Hang up. What was trained is kept by the trunk for a while, but is not complete."""
