@@ -15,6 +15,7 @@ from fellrec.comparison.statistics import (
     jain,
     judged_together,
     lowest,
+    lowest_over,
     quotient,
     relative_gap,
     worst,
@@ -110,7 +111,7 @@ def test_identical_cells_differ_by_exactly_nothing(values: list[float], clients:
     means = draws.clients(scores, whose, clients)
     least = lowest([means - means])
     assert least.interval == (0, 0, 0) and not least.clear
-    assert estimate([worst(means) - worst(means)]).interval == (0, 0, 0)
+    assert lowest_over([(means, means)] * 2).interval == (0, 0, 0)
 
 
 def test_one_user_has_an_interval_of_no_width() -> None:
@@ -118,6 +119,7 @@ def test_one_user_has_an_interval_of_no_width() -> None:
     assert estimate([draws.mean(np.array([0.5]))]).interval == (0.5, 0.5, 0.5)
     means = draws.clients(np.array([0.5]), np.array([0]), 1)
     assert lowest([means]).interval == (0.5, 0.5, 0.5)
+    assert lowest_over([(means, means - 0.25)]).interval == (0.25, 0.25, 0.25)
     assert estimate([relative_gap(means)]).interval == (0, 0, 0)
     assert estimate([jain(means)]).interval == (1, 1, 1)
 
@@ -151,6 +153,10 @@ def test_nothing_to_draw_is_refused() -> None:
     for seeds in ([], [np.full((3, 2), np.nan)]):
         with pytest.raises(DataError, match="no client has this figure"):
             lowest(seeds)
+    half = np.array([[0.5, np.nan]] * 3)
+    for pairs in ([], [(half, half), (half, half[:, ::-1])]):
+        with pytest.raises(DataError, match="no client has this figure"):
+            lowest_over(pairs)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +208,70 @@ def test_the_lowest_by_hand() -> None:
     assert both.seeds == pytest.approx((0.4, 0.6))
 
 
+# Standard errors √(0.02 / 4) and √(0.08 / 4), t = √2 as above: ends 0.1 and 0.2 away.
+TWO = np.array([[0.4, 0.6], [0.5, 0.6], [0.3, 0.8], [0.4, 0.6], [0.4, 0.4]])
+
+
+def test_a_difference_of_lowest_by_hand() -> None:
+    """The other row is known for sure, so a client's difference is as sure as its mean."""
+    sure = np.broadcast_to([0.3, 0.7], TWO.shape)
+    # Of 0.3 … 0.5 and 0.4 … 0.8 either may be lowest: 0.1 - 0.1 and -0.1 - 0.2 are the lower ends.
+    # In the other row the first is: 0.1 + 0.1.
+    found = lowest_over([(TWO, sure)])
+    assert found.interval == pytest.approx((0.1, -0.3, 0.2))
+    assert found.seeds == pytest.approx((0.1,)) and found.draws is None and found.holds
+    # Backwards it is the same with the sign turned.
+    assert lowest_over([(sure, TWO)]).interval == pytest.approx((-0.1, -0.2, 0.3))
+    # The second at 0.8 … 1.2 can't be lowest: what it loses is no part of the difference.
+    ahead, far = TWO + np.array([0, 0.4]), sure + np.array([0, 0.9])
+    assert lowest_over([(ahead, far)]).interval == pytest.approx((0.1, 0.0, 0.2))
+    # Over seeds the ends are averaged.
+    both = lowest_over([(TWO, sure), (ahead + 0.2, far)])
+    assert both.interval == pytest.approx((0.2, -0.05, 0.3))
+    assert both.seeds == pytest.approx((0.1, 0.3))
+
+
+def test_a_difference_of_lowest_is_of_clients_that_both_rows_have() -> None:
+    """Also where a client that one row lacks would be the lowest of the other."""
+    sure = np.broadcast_to([0.3, 0.7], TWO.shape)
+    nobody, low = np.full((5, 1), np.nan), np.full((5, 1), 0.01)
+    expected = lowest_over([(TWO, sure)])
+    for one, other in ((nobody, nobody), (low, nobody), (nobody, low)):
+        pair = np.hstack([one, TWO]), np.hstack([other, sure])
+        assert lowest_over([pair]) == expected
+    # A draw in which nobody is of the second client says nothing of it.
+    lacks = np.vstack([TWO, [0.4, np.nan]])
+    assert not np.isnan(lowest_over([(lacks, lacks[:, ::-1])]).interval).any()
+
+
+def test_a_difference_of_one_client_has_the_ends_of_its_own() -> None:
+    rng = np.random.default_rng(12)
+    draws, base = drawn(60, 400), some(rng, 60, 0.5)
+    changed = np.where(rng.random(60) < 0.5, some(rng, 60, 0.5), base)
+    one, other = (draws.mean(scores)[:, None] for scores in (changed, base))
+    away = [np.abs(each[1:] - each[0]) for each in (one, other, one - other)]
+    errors = [np.sqrt(np.mean(each**2)) for each in away]
+    largest = np.max([each / error for each, error in zip(away, errors, strict=True)], axis=0)
+    times, gain = np.percentile(largest, 95), (one - other)[0, 0]
+    ends = gain - times * errors[2], gain + times * errors[2]
+    assert lowest_over([(one, other)]).interval == pytest.approx((gain, *ends))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 3))
+def test_a_difference_of_lowest_lies_within_its_ends(seed: int, clients: int, seeds: int) -> None:
+    """And turns its sign with the rows."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(seeds):
+        one, other = rng.normal(rng.normal(size=(2, 1, clients)), 0.5, size=(2, 21, clients))
+        one[:, 1:][:, rng.random(clients - 1) < 0.2] = np.nan
+        pairs.append((one, other))
+    mean, low, high = lowest_over(pairs).interval
+    assert low <= mean <= high
+    turned = lowest_over([(other, one) for one, other in pairs]).interval
+    assert turned == pytest.approx((-mean, -high, -low))
+
+
 def five_clients(
     rng: np.random.Generator, tries: int
 ) -> tuple[Draws, list[Numbers], list[Numbers]]:
@@ -236,6 +306,34 @@ def test_the_least_gain_is_not_clear_where_nobody_gains() -> None:
     assert sum(estimate([worst(gain)]).clear for gain in gains) >= 40
     held = [lowest([means]).interval for means in one]
     assert sum(each.low <= 0.2 * 0.65 <= each.high for each in held) >= 88
+
+
+@pytest.mark.parametrize("low", [0, 4])
+def test_equal_worst_clients_are_seldom_told_apart(low: int) -> None:
+    """One row serves all alike, the other all but one better: the worst are equally good.
+
+    The percentiles of the draws would call the even row's the worse in more than one of ten.
+    """
+    rng = np.random.default_rng(13)
+    whose = np.repeat(np.arange(5), [120, 90, 80, 60, 50])
+    draws, better = Draws(400, rng, 200), np.where(whose == low, 0.2, 0.4)
+    alarms = by_percentiles = 0
+    for _ in range(300):
+        luck, value = rng.random(400), rng.uniform(0.3, 1, 400)
+        other_luck = np.where(rng.random(400) < 0.5, rng.random(400), luck)  # paired in part
+        even = draws.clients(np.where(luck < 0.2, value, 0.0), whose, 5)
+        uneven = draws.clients(np.where(other_luck < better, value, 0.0), whose, 5)
+        alarms += lowest_over([(even, uneven)]).interval.clear
+        by_percentiles += estimate([worst(even) - worst(uneven)]).interval.clear
+    assert by_percentiles > 30 and alarms <= 15
+
+
+def test_worst_clients_are_told_apart_where_they_should_be() -> None:
+    """All gain by 0.25, in means of 0.13: that shows in either order."""
+    _, one, other = five_clients(np.random.default_rng(14), 30)
+    for changed, base in zip(one, other, strict=True):
+        assert lowest_over([(changed + 0.25, base)]).interval.low > 0
+        assert lowest_over([(base, changed + 0.25)]).interval.high < 0
 
 
 def twenty(rng: np.random.Generator, gain: float = 0.0) -> list[Estimate]:

@@ -79,6 +79,9 @@ def test_figures_of_clients_by_hand(whole: Compared) -> None:
             "jain": 1.2**2 / (2 * (0.4**2 + 0.8**2)),
         }
     )
+    # The worst client gains 0.1 as everybody does, in each draw.
+    gain = row(whole, "fellrec").worst_over_reference
+    assert gain is not None and gain.interval == pytest.approx((0.1, 0.1, 0.1)) and gain.clear
     # One client that has all users is read by the others' clients: 0.5, 0.6.
     central = means(row(whole, "centralised"))
     assert central["worst"] == pytest.approx(0.5) and central["gap"] == pytest.approx(1 / 6)
@@ -88,6 +91,14 @@ def test_figures_of_clients_by_hand(whole: Compared) -> None:
     assert (peer["worst"], peer["gap"]) == pytest.approx((0.0, 1.0))
     assert peer["over_floor"] == pytest.approx(-0.5)
     assert means(row(whole, "local"))["over_floor"] is None
+
+
+def test_differences_of_scores_alone_are_judged_together(whole: Compared) -> None:
+    """What has no draws is judged row by row."""
+    fellrec = row(whole, "fellrec")
+    assert fellrec.over_reference["ndcg@10"].draws is not None
+    for each in (fellrec.worst_over_reference, fellrec.worst_over_floor, fellrec.over_floor):
+        assert each is not None and each.draws is None and each.holds
 
 
 def test_the_gap_by_chance_is_of_all_divisions(whole: Compared) -> None:

@@ -34,7 +34,8 @@ class Row:
     difference from the reference; of_ceiling, the quotient by the ceiling; over_floor, the least of
     the clients' gains over learning alone; worst, gap, jain, of clients' means, and gap_by_chance,
     the gap that equal clients would show; worst_over_reference and worst_over_floor, differences of
-    worst clients; gap_of_reference, the quotient of gaps.
+    worst clients; gap_of_reference, the quotient of gaps. over_reference is judged together with
+    the other rows', the rest row by row.
     """
 
     label: str

@@ -27,10 +27,10 @@ from fellrec.comparison.statistics import (
     jain,
     judged_together,
     lowest,
+    lowest_over,
     quotient,
     relative_gap,
     scores_of,
-    worst,
 )
 from fellrec.errors import RunError
 from fellrec.evaluation.balance import sampling_gap
@@ -66,19 +66,18 @@ def _table(file: ComparisonFile, axes: Axes, group: Sequence[Outcome]) -> Table:
 
 
 def _judged(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Judge the differences of each column together: many rows make many chances to look clear."""
+    """Judge scores' differences together by column: many rows make many chances to look clear.
+
+    Differences of clients, the least gain and those of worst clients, have no draws to judge by.
+    """
     metrics = dict.fromkeys(name for row in rows for name in row.over_reference)
     over = {name: _column([row.over_reference.get(name) for row in rows]) for name in metrics}
-    reference = _column([row.worst_over_reference for row in rows])
-    floor = _column([row.worst_over_floor for row in rows])
     return tuple(
         replace(
             row,
             over_reference={
                 name: value for name in metrics if (value := over[name][place]) is not None
             },
-            worst_over_reference=reference[place],
-            worst_over_floor=floor[place],
         )
         for place, row in enumerate(rows)
     )
@@ -122,7 +121,7 @@ class _Figures:
         file, metric = self._file, self._metric
         known = list(next(iter(cells.values())).scores)
         over = {name: self._against(label, file.reference, self._mean(name)) for name in known}
-        least, gap = self._clients(worst), self._clients(relative_gap)
+        gap = self._clients(relative_gap)
         return replace(
             row,
             overall={
@@ -132,11 +131,11 @@ class _Figures:
             of_ceiling=self._against(label, file.ceiling, self._mean(metric), quotient),
             over_floor=self._gains(label, file.floor),
             worst=self._worst(label),
-            worst_over_reference=self._between(label, file.reference, least),
-            worst_over_floor=self._between(label, file.floor, least),
+            worst_over_reference=self._worst_over(label, file.reference),
+            worst_over_floor=self._worst_over(label, file.floor),
             gap=self._among(label, gap),
             gap_by_chance=self._chance(label),
-            gap_of_reference=self._between(label, file.reference, gap, quotient),
+            gap_of_reference=self._share(label, file.reference, gap),
             jain=self._among(label, self._clients(jain)),
             course=course_of(list(cells.values()), self._reference_best(cells)),
         )
@@ -184,12 +183,10 @@ class _Figures:
             return None
         return estimate(found)
 
-    def _between(
-        self, label: str, other: str, figure: _Figure, how: _How = np.subtract
-    ) -> Estimate | None:
-        """Do the same with a figure over clients."""
+    def _share(self, label: str, other: str, figure: _Figure) -> Estimate | None:
+        """Divide by another row's figure over clients."""
         seeds = self._divided_seeds(label, other)
-        return self._against(label, other, figure, how) if seeds else None
+        return self._against(label, other, figure, quotient) if seeds else None
 
     def _divided_seeds(self, *labels: str) -> list[int]:
         return [seed for seed in self._seeds(*labels) if self._divided(seed) is not None]
@@ -245,10 +242,20 @@ class _Figures:
 
     def _gains(self, label: str, floor: str) -> Estimate | None:
         """Return the least gain over the floor among clients, over seeds."""
-        seeds = self._divided_seeds(label, floor)
-        if label == floor or not seeds:
-            return None
-        return lowest([self._means(label, seed) - self._means(floor, seed) for seed in seeds])
+        pairs = self._pairs(label, floor)
+        return lowest([one - other for one, other in pairs]) if pairs else None
+
+    def _worst_over(self, label: str, other: str) -> Estimate | None:
+        """Return the worst client's mean less that of another row's worst client, over seeds."""
+        pairs = self._pairs(label, other)
+        return lowest_over(pairs) if pairs else None
+
+    def _pairs(self, label: str, other: str) -> list[tuple[Numbers, Numbers]]:
+        """Return the clients' means in two rows, seed by seed; none of a row and itself."""
+        if label == other:
+            return []
+        seeds = self._divided_seeds(label, other)
+        return [(self._means(label, seed), self._means(other, seed)) for seed in seeds]
 
     def _chance(self, label: str) -> float | None:
         gaps = []

@@ -20,7 +20,7 @@ from fellrec.comparison.writing import seeds_text
 from fellrec.console import is_live, make_table, plain
 from fellrec.results.markdown import NOTHING, metric_name
 
-_LEGEND = "* clear: leaves out 0, in all seeds, judged together with its column"
+_LEGEND = "* clear: leaves out 0, in all seeds; differences of scores judged together by column"
 _WIDE = Console(width=1000)  # to measure with
 
 

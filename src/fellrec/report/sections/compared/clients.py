@@ -162,7 +162,7 @@ def _table(view: View) -> Table:
         rows.append([*cells, plain(row.jain, 2)])
     caption = (
         "How evenly clients are served, over all seeds, below each figure its 95 % interval; what "
-        "is clear is bold"
+        "is clear is bold, each row judged by itself"
     )
     return Table(caption, columns, rows)
 
