@@ -19,6 +19,7 @@ from fellrec.data.folders import new_folder
 from fellrec.errors import RunError
 from fellrec.evaluation.ranking import mean_metrics
 from fellrec.federation.client import Scores
+from fellrec.federation.deployment.dispatch import trunk_outline
 from fellrec.federation.deployment.grounds import Grounds
 from fellrec.federation.origin import ORIGIN
 from fellrec.federation.store import CLIENT, SERVER, RunStore
@@ -40,22 +41,29 @@ class Part:
 def collect(out: Path, coordinator: Path, parts: Sequence[Part]) -> dict[str, Any]:
     """Make the run directory `out`, whole or not at all; return its summary.
 
-    coordinator: the directory that a finished deployment left. parts: every client's.
+    coordinator: the directory that a finished deployment left. parts: every client's. Of one that
+    the coordinator has no score of, what it counted is taken and nothing else: a run directory has
+    no client without scores.
 
-    Raises RunError for a part that is not finished, or an `out` that is there.
+    Raises RunError for a part that is missing or not finished, or an `out` that is there.
     """
     told = read_json(coordinator / "summary.json")
     config = RunConfig.from_toml(coordinator / "config.toml")
     state = RunStore(coordinator).state()
     if out.exists():
         raise RunError(f"{out} exists already; choose another folder")
+    here = {part.name: part for part in parts}
+    lines = {str(line["id"]): line for line in told["clients"]}
+    if missing := sorted(lines.keys() - here.keys()):
+        raise RunError(f"{coordinator}: has scores of {', '.join(missing)}; bring their parts, too")
     with new_folder(out) as folder:
         for name in ("config.toml", ORIGIN):
             write_bytes(folder / name, (coordinator / name).read_bytes())
         for side in (CLIENT, SERVER):
-            for file in sorted((coordinator / side).glob("*/*.safetensors")):
-                link_or_copy(file, folder / side / file.parent.name / file.name)
-        results = [_part(folder, part, told, config) for part in parts]
+            for name in lines:
+                for file in sorted((coordinator / side / name).glob("*.safetensors")):
+                    link_or_copy(file, folder / side / name / file.name)
+        results = [_part(folder, here[name], line, config) for name, line in lines.items()]
         _merge_metrics(folder, coordinator, parts)
         _merge_ledgers(folder, coordinator, parts)
         sizes = {
@@ -63,7 +71,15 @@ def collect(out: Path, coordinator: Path, parts: Sequence[Part]) -> dict[str, An
             for key, value in told["cost"].items()
             if key.startswith(("client_", "server_")) and "seconds" not in key
         }
-        about = About(told["dataset"], told["users"], told["users_dropped"], told["items"], sizes)
+        trunk = trunk_outline(config)
+        about = About(
+            told["dataset"],
+            told["users"],
+            told["users_dropped"],
+            told["items"],
+            sizes,
+            trunk.width if trunk.blocks else 0,
+        )
         summary = summarise(config, folder, about, state, results)
         write_json(folder / "summary.json", summary)
     return summary
@@ -76,14 +92,13 @@ def collect_all(out: Path, grounds: Grounds) -> dict[str, Any]:
     return collect(out, grounds.coordinator, parts)
 
 
-def _part(folder: Path, part: Part, told: Mapping[str, Any], config: RunConfig) -> ClientResult:
-    """Take over a client's tensors and scores."""
+def _part(folder: Path, part: Part, line: Mapping[str, Any], config: RunConfig) -> ClientResult:
+    """Take over a client's tensors and scores; line: the coordinator's of it."""
     source = part.path / CLIENT / part.name
     if not (source / "scores.parquet").is_file():
         raise RunError(f"{part.path}: client {part.name} has not finished its run")
     for file in sorted(source.iterdir()):
         link_or_copy(file, folder / CLIENT / part.name / file.name)
-    (line,) = (line for line in told["clients"] if line["id"] == part.name)
     scores = _scores(source / "scores.parquet")
     metric = config.evaluation.metric
     return ClientResult(
