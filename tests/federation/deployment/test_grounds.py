@@ -131,3 +131,10 @@ def test_a_node_that_is_told_too_little(key: str) -> None:
     del whole[key]
     with pytest.raises(ConfigError, match=f"lacks {key}"):
         Place.of(whole)
+
+
+def test_a_node_whose_overrides_can_not_be_read() -> None:
+    told: dict[str, object] = dict.fromkeys(KEYS, "x")
+    line = r"^overrides of --node-config: can't be read \(No closing quotation\); write KEY=VALUE"
+    with pytest.raises(ConfigError, match=line):
+        Place.of({**told, "overrides": "model.base='/a folder"})

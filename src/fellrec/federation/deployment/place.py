@@ -53,7 +53,7 @@ class Place:
                 )
         data, folder, *pair = (Path(str(values[each])) for each in KEYS)
         tls = TlsFiles(*pair)
-        overrides = dict(map(parse_override, shlex.split(str(values.get("overrides", "")))))
+        overrides = dict(map(parse_override, _split(str(values.get("overrides", "")))))
         for key in overrides:
             if key not in LOCAL_KEYS:
                 raise ConfigError(
@@ -84,6 +84,16 @@ class Place:
         card = {"client": self.name, "run": run}
         card |= {key: str(path.resolve()) for key, path in files.items()}
         write_json(self.run(run) / _CARD, card)
+
+
+def _split(overrides: str) -> list[str]:
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:  # a quotation that does not end
+        raise ConfigError(
+            f"overrides of --node-config: can't be read ({error}); write KEY=VALUE with spaces "
+            "between them"
+        ) from None
 
 
 def noted(path: Path) -> tuple[Place, str]:
