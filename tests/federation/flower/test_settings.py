@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
 
 from fellrec.errors import ConfigError
 from fellrec.federation.flower.network import _words
+from fellrec.federation.flower.server_app import app
 from fellrec.federation.flower.settings import DEFAULTS, ServerSettings
+from tests.federation.deployment.town import LINK, MemoryGrid
 
 TLS = {"certificate": "c.crt", "key": "c.key", "authority": "ca.crt"}
 
@@ -62,6 +65,17 @@ def test_what_is_wrong_is_named(given: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line) as caught:
         ServerSettings.of(given)
     assert "\n" not in str(caught.value)
+
+
+def test_events_that_can_not_be_written_are_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for events in (tmp_path / "none" / "events.jsonl", tmp_path):
+        context = Context(1, LINK, {}, RecordDict(), {"events": str(events)})
+        with pytest.raises(ConfigError, match=f"^run configuration: events: {events} can't be"):
+            app(MemoryGrid(), context)
+        said = capsys.readouterr().out
+        assert said.startswith("error: run configuration: events: ") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fellrec.balance import Spread
+from fellrec.errors import ConfigError
 from fellrec.federation.client import TrainReport
 from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.files import append_line, finite
@@ -23,9 +24,16 @@ class Events(Observer):
         self._path: Path | None = None
 
     def to(self, path: Path | None) -> None:
-        """Write to this file from now on."""
+        """Write to this file from now on; ConfigError where that can't be."""
         self._path = path
-        self._tell("begun", "", pid=os.getpid())
+        try:
+            self._tell("begun", "", pid=os.getpid())
+        except OSError as error:
+            self._path = None  # what follows, this refusal first, is printed alone
+            raise ConfigError(
+                f"run configuration: events: {path} can't be written ({error.strerror}); name a "
+                "file in a folder that is there"
+            ) from None
 
     def note(self, text: str) -> None:
         """Say something in passing."""
