@@ -148,12 +148,13 @@ class Network:
         )
         return int(_json(said)["run-id"])
 
-    def status(self, run: int) -> str:
-        """Return how a run stands, such as "running" or "finished:completed"."""
+    def status(self, run: int) -> tuple[str, str]:
+        """Return how a run stands, such as "running" or "finished:failed", and why."""
         said = self._processes.call(
             "flwr ls", [tool("flwr"), "ls", LINK, "--run-id", str(run), "--format", "json"]
         )
-        return str(_json(said)["runs"][0]["status"])
+        told = _json(said)["runs"][0]
+        return str(told["status"]), " ".join(str(told["status-details"]).split())
 
 
 def _words(values: Mapping[str, str | int | float | bool]) -> str:

@@ -24,6 +24,7 @@ from fellrec.federation.observer import Observer
 from fellrec.federation.runs import RunResult
 
 _POLL_SECONDS = 0.25
+_ASK_SECONDS = 5.0  # between questions to the SuperLink, each of which is a process of its own
 
 
 class Rehearsal:
@@ -31,7 +32,8 @@ class Rehearsal:
 
     grounds: their files. processes: what runs. events: the file that the coordinator writes to.
     trunks: how many trunk servers there are; addresses: where they listen, once started.
-    recording: the folder in which all servers record what they see, None for none.
+    recording: the folder in which all servers record what they see, None for none. number: the
+    run's, once it is submitted.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Rehearsal:
         self.events = grounds.folder / "events.jsonl"
         self.trunks = trunks if trunk_outline(config).blocks else 0
         self.addresses: list[str] = []
+        self.number = 0
 
     def start(self) -> None:
         """Start everything but the run; RunError for a party that does not get ready."""
@@ -68,7 +71,7 @@ class Rehearsal:
     def run(self, *, resume: bool, wait_seconds: float = 600.0) -> int:
         """Submit the run to Flower and return its number there."""
         self.events.unlink(missing_ok=True)
-        return self.network.run(
+        self.number = self.network.run(
             {
                 "out": str(self.grounds.coordinator.resolve()),
                 "resume": resume,
@@ -78,15 +81,22 @@ class Rehearsal:
                 "record": str(self.recording.resolve()) if self.recording is not None else "",
             }
         )
+        return self.number
 
     def follow(self, observer: Observer) -> None:
         """Wait for the end of the run, and tell what happens.
 
         Raises RunError with the coordinator's line when the run failed, or that it is gone.
         """
-        done, pid = 0, 0
+        link = self.processes.running["superlink"]
+        done, pid, asked = 0, 0, time.monotonic()
+        status, why = "", ""
         while True:
             gone = bool(pid) and not running(pid)
+            if not pid and link.alive() and time.monotonic() - asked > _ASK_SECONDS:
+                # A coordinator that has not said which process it is perhaps never will.
+                status, why = self.network.status(self.number)
+                asked = time.monotonic()
             lines = self.events.read_text("utf-8").splitlines() if self.events.exists() else []
             for line in lines[done:]:
                 told = json.loads(line)
@@ -97,11 +107,12 @@ class Rehearsal:
                 if told["event"] == "failed":
                     raise RunError(told["reason"])
             done = len(lines)
-            link = self.processes.running["superlink"]
             if not link.alive():
                 raise RunError(f"the SuperLink ended: {link.last()}")
             if gone:
                 raise RunError(f"the coordinator's process ended: {link.last()}")
+            if status.startswith("finished") and not pid:
+                raise RunError(f"the coordinator ended before it began ({status}): {why}")
             time.sleep(_POLL_SECONDS)
 
 
