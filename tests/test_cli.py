@@ -522,12 +522,10 @@ def test_wrong_usage_ends_with_2(words: list[str]) -> None:
     assert call(*words).exit_code == 2
 
 
-@pytest.mark.integration
-def test_an_interrupted_run_says_how_it_goes_on(recipe: Path, toys: Toys, tmp_path: Path) -> None:
-    path = tmp_path / "a run"  # the command has to quote this
-    command = [*FELLREC, "train", str(recipe), "--set", "train.rounds=6", "--out", str(path)]
+def interrupted(toys: Toys, *words: object) -> list[str]:
+    """Press Ctrl-C once a command has ended a round; return the words that it goes on with."""
     process = subprocess.Popen(
-        command,
+        [*FELLREC, *map(str, words)],
         env=toys.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -543,12 +541,32 @@ def test_an_interrupted_run_says_how_it_goes_on(recipe: Path, toys: Toys, tmp_pa
     process.stdout.read()
     said = process.stderr.read()
     assert process.wait() == 130, said
-    assert said.count("\n") == 1 and said.startswith("interrupted; go on with: fellrec train ")
-    words = shlex.split(said.partition("go on with: ")[2])
-    result = call(*words[1:])
+    assert said.count("\n") == 1 and said.startswith("interrupted; go on with: fellrec ")
+    return shlex.split(said.partition("go on with: fellrec ")[2])
+
+
+@pytest.mark.integration
+def test_an_interrupted_run_says_how_it_goes_on(recipe: Path, toys: Toys, tmp_path: Path) -> None:
+    path = tmp_path / "a run"  # the command has to quote this
+    words = interrupted(toys, "train", recipe, "--set", "train.rounds=6", "--out", path)
+    assert words[0] == "train"
+    result = call(*words)
     assert result.exit_code == 0
     assert "round 1/6" not in result.stdout and "round 6/6" in result.stdout
     assert json.loads((path / "summary.json").read_text())["rounds"] == 6
+
+
+@pytest.mark.integration
+def test_interrupted_results_say_how_they_go_on(toys: Toys, tmp_path: Path) -> None:
+    recipe = tmp_path / "six.toml"
+    recipe.write_text(toys.recipe({"train.rounds": 6, "name": "six"}).to_toml())
+    folders = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    words = interrupted(toys, "results", "run", recipe, *folders)
+    assert words == ["results", "run", *map(str, (recipe, *folders))]
+    result = call(*words)
+    assert result.exit_code == 0
+    assert "round 1/6" not in result.stdout and "round 6/6" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"kept {tmp_path}/results/six"
 
 
 def test_an_interrupt_that_a_library_makes_something_else_of_is_one(

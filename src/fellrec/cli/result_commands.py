@@ -95,7 +95,7 @@ def run_(
         if found != "finished":
             again = shlex.join([*command, "--runs", str(runs), "--results", str(folder)])
             with (
-                resumable(path, again) as interrupts,
+                resumable(path / "config.toml", again) as interrupts,
                 watch(console, config.evaluation.metric, interrupts) as observer,
             ):
                 train_run(config, path, resume=found == "begun", observer=observer)
