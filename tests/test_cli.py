@@ -24,6 +24,7 @@ import fellrec
 from fellrec.cli import app
 from fellrec.cli.shared import resumable
 from fellrec.config import recipes
+from fellrec.federation.deployment.credentials import make_credentials
 from tests.toys import SHOPS, Toys
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
@@ -512,6 +513,17 @@ def test_a_comparison_that_cannot_be_made_is_one_line(recipe: Path, tmp_path: Pa
     line = refused(call("compare", comparison, *folders))
     assert line.startswith("mine.toml: [strategies.plain]: train.round: unknown key")
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+
+def test_a_trunks_folder_is_looked_at_before_the_weights(recipe: Path, tmp_path: Path) -> None:
+    keys = make_credentials(tmp_path / "keys", ["north"], days=1)
+    pair, authority = keys.trunk, keys.authority
+    files = ("--client-ca", authority, "--tls-cert", pair.certificate, "--tls-key", pair.key)
+    command = ("trunk", "--config", recipe, "--listen", "127.0.0.1:0", *files)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "trunk"):
+        line = refused(call(*command, "--set", "model.base=nowhere", "--folder", folder))
+        assert line.startswith(f"--folder {folder}: can't be made (")
 
 
 @pytest.mark.parametrize(

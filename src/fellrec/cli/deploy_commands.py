@@ -20,6 +20,7 @@ from fellrec.cli.shared import (
     resumable,
     waiting,
 )
+from fellrec.errors import ConfigError
 
 DEPLOY = ("cryptography", "flwr", "grpc", "grpc_health", "prometheus_client", "psutil")
 
@@ -180,6 +181,7 @@ def trunk(
         quiet()
         tls = TlsFiles(certificate, key, authority)
         tls.read()  # what is wrong with them shows before the weights are read
+        _make(folder)
         weights, shared = check_trunk(config)
         chosen = ServiceSettings(
             listen=listen,
@@ -205,3 +207,13 @@ def trunk(
 
     run_trunk(config, chosen, ready)
     console.print("stopped", soft_wrap=True)
+
+
+def _make(folder: Path) -> None:
+    """Make the trunk's folder if it is not there; ConfigError where that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--folder {folder}: can't be made ({error.strerror}); name a folder that can"
+        ) from None
