@@ -25,7 +25,7 @@ def untrained(toys: Toys, recommender: str, k_in: int) -> Workspace:
     return Workspace(config, load_split(config)[0])
 
 
-def by_attack(workspace: Workspace, acquainted: int = 16) -> dict[str, float]:
+def by_attack(workspace: Workspace, acquainted: int = 64) -> dict[str, float]:
     found = calibrated(workspace, [0.0], acquainted=acquainted)
     return {each.attack: each.recovered.mean for each in found}
 
@@ -41,11 +41,11 @@ def test_what_is_unprotected_is_read_and_noise_hides(
     toys: Toys, recommender: str, k_in: int
 ) -> None:
     workspace = untrained(toys, recommender, k_in)
-    by_noise = searched(workspace, [0.0, 1.0, 100.0])
+    by_noise = searched(workspace, [0.0, 0.3, 100.0])
     # RecFormer attends both ways: behind its first block nothing is promised, little is missed.
     assert by_noise[0.0] == 1 or (recommender == "recformer" and k_in and by_noise[0.0] > 0.95)
-    assert by_noise[0.0] >= by_noise[1.0] > by_noise[100.0]
-    assert searched(workspace, [1.0]) == {1.0: by_noise[1.0]}
+    assert by_noise[0.0] >= by_noise[0.3] > 3 * by_noise[100.0]
+    assert searched(workspace, [0.3]) == {0.3: by_noise[0.3]}
 
 
 def elsewhere(toys: Toys, size: float) -> Workspace:
@@ -58,12 +58,12 @@ def elsewhere(toys: Toys, size: float) -> Workspace:
 
 def test_a_head_that_starts_elsewhere_is_read_less_well_until_it_is_fitted(toys: Toys) -> None:
     """The farther away it starts, the less is found with the public head as it is."""
-    near, far, away = (by_attack(elsewhere(toys, size)) for size in (0.0, 1.0, 30.0))
+    near, far, away = (by_attack(elsewhere(toys, size)) for size in (0.0, 0.1, 0.5))
     assert "aligned" not in near and near["search"] == 1
-    assert 1 >= far["search"] > away["search"]
+    assert 1 > far["search"] > 2 * away["search"]
     assert away["acquainted"] >= away["aligned"] > 2 * away["search"]
     assert away["lookup"] > 2 * away["search"]
-    again = elsewhere(toys, 30.0)
+    again = elsewhere(toys, 0.5)
     assert by_attack(again) == by_attack(again) == away
     alone = by_attack(again, acquainted=0)
     assert alone["lookup"] == alone["acquainted"] == alone["aligned"] == away["aligned"]

@@ -101,6 +101,25 @@ def test_noise_is_the_same_for_the_same_seed_and_changes_what_is_learned(
         assert not same(first[client], without[client])
 
 
+def test_a_simulation_repeats_a_turns_cover_and_a_deployment_does_not(toys: Toys) -> None:
+    config = toys.recipe({"privacy.noise": 1.0})
+    dataset = load_split(config)[0]
+    for given, repeats in ((None, True), (Secret.drawn, False)):
+        space = Workspace(config, dataset, noise=given)
+        drawn = []
+        for turn in ("serve", "serve", "test"):
+            space.cover_anew("north", 0, turn)
+            cover = space.cover
+            drawn.append(
+                tuple(each.normal((3,)) for each in (cover.noise, cover.order, cover.users))
+            )
+        first, again, other = drawn
+        for one, same in zip(first, again, strict=True):
+            assert torch.equal(one, same) == repeats
+        assert not any(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+        assert not torch.equal(first[0], first[1])
+
+
 def test_the_bound_is_what_anybody_works_out(toys: Toys) -> None:
     """It is of the public head, whatever secret the client starts from."""
     config = toys.recipe({**PRIVATE, "privacy.noise": 1.0, "privacy.secret_start": 0.5})

@@ -10,7 +10,7 @@ from torch import Tensor
 from fellrec.audit.order import order_of, usual_by_place
 from fellrec.models.layout import Layout, Side
 from fellrec.models.recommender import NoTrunk
-from fellrec.privacy import ShuffledTrunk, order_is_free
+from fellrec.privacy import Draws, ShuffledTrunk, order_is_free
 from fellrec.privacy.shuffle import shuffled
 from tests.builders import stage_of, tiny
 
@@ -21,10 +21,14 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def stream(seed: int = 0) -> Draws:
+    return Draws.by(np.random.default_rng(seed))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_only_valid_positions_change_places(side: Side) -> None:
     layout = Layout(LENGTHS, side)
-    order = shuffled(layout, seeded())
+    order = shuffled(layout, stream())
     columns = torch.arange(layout.width)
     assert torch.equal(order.sort(dim=1).values, columns.expand_as(order))
     assert torch.equal(order[~layout.valid], columns.expand_as(order)[~layout.valid])
@@ -42,7 +46,7 @@ class Listening(NoTrunk):
 def test_what_comes_back_stands_where_it_stood() -> None:
     inner, layout = Listening(), Layout(LENGTHS)
     hidden = torch.randn(4, 7, 8, generator=seeded(1), requires_grad=True)
-    outputs = ShuffledTrunk(inner, seeded())(hidden, layout)
+    outputs = ShuffledTrunk(inner, stream())(hidden, layout)
     assert torch.equal(outputs, hidden) and not torch.equal(inner.came, hidden)
     weights = torch.randn(4, 7, 8, generator=seeded(2))
     (outputs * weights).sum().backward()
@@ -64,7 +68,7 @@ def test_blocks_that_attend_both_ways_compute_the_same_in_any_order() -> None:
 
         with torch.no_grad():
             usual = layout.pack(stage(hidden, layout))
-            other = layout.pack(ShuffledTrunk(Local(), seeded())(hidden, layout))
+            other = layout.pack(ShuffledTrunk(Local(), stream())(hidden, layout))
         assert torch.allclose(usual, other, atol=1e-5) == (not causal)
 
 

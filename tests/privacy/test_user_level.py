@@ -20,7 +20,7 @@ from fellrec.federation.store import RunStore
 from fellrec.federation.turns import ClientModel, turn
 from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
-from fellrec.privacy import PrivateSum, UserLevel, drawn
+from fellrec.privacy import Draws, PrivateSum, UserLevel, drawn
 from tests.toys import Toys
 
 Users = list[tuple[Tensor, Tensor]]
@@ -28,6 +28,10 @@ Users = list[tuple[Tensor, Tensor]]
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def stream(seed: int = 0) -> Draws:
+    return Draws.by(np.random.default_rng(seed))
 
 
 def summed(
@@ -40,7 +44,7 @@ def summed(
             parameter.grad = gradient.clone()
         total.add()
         assert all(parameter.grad is None for parameter in parameters)
-    total.release(expected, seeded())
+    total.release(expected, stream())
     found = [parameter.grad for parameter in parameters]
     assert found[0] is not None and found[1] is not None
     return [each for each in found if each is not None]
@@ -70,7 +74,7 @@ def test_nobody_moves_the_sum_by_more_than_the_clip(seed: int, clip: float, size
 
 def test_noise_is_of_its_size_also_where_nobody_was_drawn() -> None:
     parameter = nn.Parameter(torch.zeros(40_000))
-    PrivateSum([parameter], UserLevel(1.5, 2.0)).release(4.0, seeded())
+    PrivateSum([parameter], UserLevel(1.5, 2.0)).release(4.0, stream())
     assert parameter.grad is not None
     assert float(parameter.grad.std()) == pytest.approx(1.5 * 2 / 4, rel=0.02)
     assert abs(float(parameter.grad.mean())) < 0.01
@@ -78,7 +82,7 @@ def test_noise_is_of_its_size_also_where_nobody_was_drawn() -> None:
 
 def test_each_user_is_drawn_by_itself() -> None:
     """Of 2,000 draws of ten, each is there in about 0.3, and how many vary as a binomial does."""
-    rng = seeded()
+    rng = stream()
     draws = np.array([np.isin(np.arange(10), drawn(10, 0.3, rng)) for _ in range(2000)])
     assert draws.mean(axis=0).tolist() == pytest.approx([0.3] * 10, abs=0.04)
     assert draws.sum(axis=1).var() == pytest.approx(10 * 0.3 * 0.7, rel=0.1)

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,7 +39,7 @@ from fellrec.federation.shares import seeded
 from fellrec.federation.turns import ClientModel, Turn, turn
 from fellrec.files import write_json
 from fellrec.models.dropout import StepKey
-from fellrec.privacy import Cover, Veil, made_up, public_bound
+from fellrec.privacy import Cover, Draws, Veil, made_up, public_bound
 from fellrec.privacy.accounting import histories_epsilon
 from fellrec.serving.run import Run, RunClient
 
@@ -130,8 +129,7 @@ class _Auditor:
         with turn(self._workspace, first.client, 0, supposed(self._workspace, first.model, "base")):
             first.client.begin_serving()
             bound = public_bound(first.client.recommender, rng, longest, items)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return Cover(Veil(bound, noise), own.shuffles, generator, own.order)
+        return Cover(Veil(bound, noise), own.shuffles, Draws.by(rng), own.order)
 
     def attack(self, client: RunClient, chosen: Items, tally: Tally) -> None:
         """Let some of a client's users be scored and trained on, and read what crossed."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fellrec.audit.alignment import Usual, read_by_fit
 from fellrec.audit.readers import reader_of
@@ -25,7 +24,7 @@ from fellrec.federation.shares import seeded
 from fellrec.federation.workspace import Workspace
 from fellrec.models.adapters import write
 from fellrec.models.recommender import Kind
-from fellrec.privacy import Cover, Veil, made_up, typical_length
+from fellrec.privacy import Cover, Draws, Veil, made_up, typical_length
 from fellrec.split.codecs import Codec
 
 _CROWD = 512  # histories of others that the server sees, and that it makes up, behind a secret
@@ -78,8 +77,8 @@ def calibrated(
     write(tensors, workspace.public(*kinds))
     usual = Usual.of(reader, drawn("usual", _CROWD)) if hidden else None
     for noise in noises:
-        generator = torch.Generator().manual_seed(seed)
-        cover = Cover(Veil(bound, noise) if noise else None, noise=generator)
+        draws = Draws.by(seeded(seed, "noise"))
+        cover = Cover(Veil(bound, noise) if noise else None, noise=draws)
         seen = [across(each, codec, cover) for each in activations]
         found = reader.read_back(seen, most)
         if usual is not None:

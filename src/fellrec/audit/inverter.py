@@ -21,7 +21,7 @@ from fellrec.audit.recovery import Content
 from fellrec.audit.wiretap import Items, across
 from fellrec.config import RunConfig
 from fellrec.federation.shares import seeded
-from fellrec.privacy import Cover, made_up
+from fellrec.privacy import Cover, Draws, made_up
 from fellrec.split.codecs import Codec
 
 _HISTORIES, _RATE = 16, 2e-3
@@ -106,8 +106,7 @@ class _Teacher:
     ) -> None:
         self._reader, self._rng = reader, rng
         self._longest, self._codec = config.model.history, Codec(config.split.codec)
-        noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        self._cover = Cover(cover.veil, noise=noise)
+        self._cover = Cover(cover.veil, noise=Draws.by(rng))
 
     def example(self) -> tuple[list[Tensor], list[Items]]:
         """Return what crosses of some histories, and the place of each unit among all of them."""

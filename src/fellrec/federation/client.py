@@ -25,6 +25,7 @@ from fellrec.federation.steps import Step, steps
 from fellrec.models.adapters import take_turns, write
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.recommender import Batch, Kind, Recommender, Trunk
+from fellrec.privacy.draws import Draws
 from fellrec.privacy.user_level import UserLevel
 
 Progress = Callable[[int, int, float], None]
@@ -93,14 +94,14 @@ class Client:
         recommender: Recommender,
         trunk: Trunk,
         settings: ClientSettings,
-        secretly: torch.Generator | None = None,
+        secretly: Draws | None = None,
     ) -> None:
         self.name = name
         self.data = data
         self.recommender = recommender
         self.trunk = trunk
         self.settings = settings
-        self.secretly = secretly or torch.Generator()
+        self.secretly = secretly or Draws.fresh()
         self._moments: Mapping[str, Tensor] = {}
         self._anchors: Mapping[str, Tensor] | None = None
         self.learned_from = (

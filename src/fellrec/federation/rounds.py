@@ -69,7 +69,7 @@ class Round:
         self._reports: dict[str, TrainReport] = {}
         self._before: dict[str, float | None] = {}
         self._failed: dict[str, str] = {}
-        self._sent: list[str] = []
+        self._spent: dict[str, float] = {}
         self._server_seconds: dict[str, float] = {}
         self._observer.round_begins(self.t, config.train.rounds, drawn)
         folder, shapes = self._store.begin(self.t + 1), start.shapes()
@@ -130,7 +130,7 @@ class Round:
         record = self._record(valid)
         self._log(record)
         sent = dict(self._state.contributed)
-        for name in self._sent:
+        for name in self._spent:
             sent[name] = sent.get(name, 0) + 1
         state = RunState(self.t + 1, standings, contributed=sent)
         self._store.commit(state)
@@ -140,7 +140,7 @@ class Round:
     def _take(self, name: str, trained: Trained) -> FellrecError | None:
         """Keep what a client sent; return why not, where it can't be mixed."""
         row = len(self._reports)
-        self._sent.append(name)
+        self._spent[name] = trained.report.epsilon
         self._rows.write_row(row, trained.tensors)
         self._count_metrics(name, 2 if trained.before is None else 3)
         self._count_exchange(name, "up")
@@ -273,7 +273,7 @@ class Round:
                 "waiting_seconds": round(report.waiting, 3),
                 "server_seconds": round(record.server_seconds[name], 3),
             }
-            if report.epsilon:
+            if self._config.privacy.user_noise:
                 line["epsilon"] = report.epsilon
             if name in self._clipped:
                 line["clipped"] = self._clipped[name]
@@ -282,5 +282,7 @@ class Round:
             append_line(self._store.path / "metrics.jsonl", json.dumps(finite(line)))
         for name, reason in record.failed.items():
             line = {"round": record.round, "client": name, "failed": reason}
-            append_line(self._store.path / "metrics.jsonl", json.dumps(line))
+            if self._config.privacy.user_noise and name in self._spent:
+                line["epsilon"] = self._spent[name]
+            append_line(self._store.path / "metrics.jsonl", json.dumps(finite(line)))
         self._ledger.append_csv(self._store.path / "ledger.csv")

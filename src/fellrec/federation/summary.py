@@ -77,7 +77,8 @@ def summarise(
     order. Where their users' scores stay with them, what takes these is None.
     """
     metric = config.evaluation.metric
-    lines = _metrics(path / "metrics.jsonl")
+    logged = _metrics(path / "metrics.jsonl")
+    lines = [line for line in logged if "failed" not in line]
     tokens: Counter[str] = Counter()
     for line in lines:
         tokens[line["client"]] += line["tokens"]
@@ -126,7 +127,7 @@ def summarise(
         },
         "cost": _cost(path, about, lines),
     }
-    promised = promises(config, lines, about.width)
+    promised = promises(config, logged, about.width)
     if promised:
         summary["privacy"] = promised
     checked: dict[str, Any] = finite(summary)
@@ -184,8 +185,7 @@ def _cost(path: Path, about: About, lines: list[dict[str, Any]]) -> dict[str, An
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():  # no round was asked for
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if "failed" not in line]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def peak_rss() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ class Workspace:
     draws over what it sends; trunk: the line under the cover. ledger: what crossed.
 
     secret: where a private head starts, see the recipe's [privacy]; None for the public start.
-    noise: what the cover is drawn from. In a simulation both are the seed's, and results repeat.
+    noise: gives what the cover of a turn is drawn from. In a simulation both are the seed's, and
+    results repeat.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Workspace:
         *,
         transport: Transport | None = None,
         secret: Secret | None = None,
-        noise: Secret | None = None,
+        noise: Callable[[], Secret] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.config = config
@@ -110,7 +112,7 @@ class Workspace:
         self.ledger = Ledger()
         head, tail = (load_adapted(config, self.base, role) for role in ("head", "tail"))
         self.recommender = build_recommender(config, dataset, self.base, head, tail, progress)
-        self._noise = noise or Secret.of_seed(config.seed)
+        self._noise = noise or partial(Secret.of_seed, config.seed)
         privacy = config.privacy
         self.recommender.head_stays = privacy.private_head
         self._public = self._tensors()
@@ -145,7 +147,7 @@ class Workspace:
 
     def cover_anew(self, client: str, round: int, doing: str) -> None:
         """Draw the cover of a client's turn, see `Cover.renew`."""
-        self.cover.renew(self._noise, client, round, doing)
+        self.cover.renew(self._noise(), client, round, doing)
 
     def _connect(self, transport: Transport | None) -> Trunk:
         if transport is None:

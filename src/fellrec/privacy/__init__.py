@@ -4,6 +4,7 @@
 """
 
 from fellrec.privacy.cover import Cover
+from fellrec.privacy.draws import Draws
 from fellrec.privacy.public import activations, made_up, public_bound, typical_length
 from fellrec.privacy.secret import Secret, start_secretly
 from fellrec.privacy.shuffle import ShuffledTrunk, order_is_free
@@ -12,6 +13,7 @@ from fellrec.privacy.veil import Veil, VeiledTrunk
 
 __all__ = [
     "Cover",
+    "Draws",
     "PrivateSum",
     "Secret",
     "ShuffledTrunk",

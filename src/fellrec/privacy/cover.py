@@ -1,17 +1,18 @@
-"""All that a client draws over what it sends, and the generators that draw it.
+"""All that a client draws over what it sends, and the streams that it is drawn from.
 
 A server that could draw the noise again, or that saw two messages under the same noise, could take
-it away. So the generators come from a secret, and start anew with each turn of a client: a round
-that is repeated sends the same again, and nothing else is sent under the same noise.
+it away. So the streams come from a secret, and begin anew with each turn of a client. In a
+simulation the secret is the seed's: a round that is repeated sends the same again. On a client's
+own machine each turn has a secret of its own, so that nothing else is ever sent under its noise,
+whatever a server asks for again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from fellrec.models.recommender import Trunk
+from fellrec.privacy.draws import Draws
 from fellrec.privacy.secret import Secret
 from fellrec.privacy.shuffle import ShuffledTrunk
 from fellrec.privacy.veil import Veil, VeiledTrunk
@@ -26,9 +27,9 @@ class Cover:
 
     veil: Veil | None = None
     shuffles: bool = False
-    noise: torch.Generator = field(default_factory=torch.Generator, repr=False)
-    order: torch.Generator = field(default_factory=torch.Generator, repr=False)
-    users: torch.Generator = field(default_factory=torch.Generator, repr=False)
+    noise: Draws = field(default_factory=Draws.fresh, repr=False)
+    order: Draws = field(default_factory=Draws.fresh, repr=False)
+    users: Draws = field(default_factory=Draws.fresh, repr=False)
 
     def over(self, trunk: Trunk) -> Trunk:
         """Return a trunk to which everything goes under the cover."""
@@ -39,8 +40,7 @@ class Cover:
         return trunk
 
     def renew(self, secret: Secret, client: str, round: int, doing: str) -> None:
-        """Start the generators of a client's turn. doing: what it is for, once in a round."""
+        """Begin the streams of a client's turn. doing: what it is for, once in a round."""
         own = {"noise": self.noise, "order": self.order, "users": self.users}
-        for name, generator in own.items():
-            fresh = secret.generator(name, client, str(round), doing)
-            generator.set_state(fresh.get_state())
+        for name, draws in own.items():
+            draws.restart(secret.key_for(name, client, str(round), doing))

@@ -13,6 +13,7 @@ histories can fit it; how much it takes away from an attacker is measured like e
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from fellrec.errors import ConfigError
 from fellrec.models.recommender import Recommender
+from fellrec.privacy.draws import KEY_BYTES, Draws
 
 _LEAST, _MOST = 16, 4096  # bytes of a file
 
@@ -59,11 +61,10 @@ class Secret:
             )
         return cls(key)
 
-    def generator(self, *names: str) -> torch.Generator:
-        """Return a generator that depends on the secret and on `names` alone."""
-        key = hashlib.blake2b(self.key).digest()
-        digest = hashlib.blake2b("|".join(names).encode(), key=key, digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    def key_for(self, *names: str) -> bytes:
+        """Return the key of a stream (`Draws`) that depends on the secret and on `names` alone."""
+        key, text = hashlib.blake2b(self.key).digest(), json.dumps(names).encode()
+        return hashlib.blake2b(text, key=key, digest_size=KEY_BYTES).digest()
 
 
 @torch.no_grad()
@@ -92,4 +93,4 @@ def start_secretly(recommender: Recommender, size: float, secret: Secret) -> Non
 
 def _random(like: Tensor, secret: Secret, name: str) -> Tensor:
     """Draw a standard normal tensor on the CPU, so that it is the same wherever the head is."""
-    return torch.randn(like.shape, generator=secret.generator("start", name)).to(like.device)
+    return Draws(secret.key_for("start", name)).normal(like.shape).to(like.device)

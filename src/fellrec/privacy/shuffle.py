@@ -8,30 +8,29 @@ sent more. It takes little from an attacker: activations still tell where they b
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fellrec.models.families import BERT
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Trunk
 from fellrec.models.stages import Stage
+from fellrec.privacy.draws import Draws
 from fellrec.privacy.wrapped import WrappedTrunk
 
 
 class ShuffledTrunk(WrappedTrunk):
     """A trunk that gets each history's positions in an order of its own.
 
-    inner: the trunk, whose blocks attend both ways and to all positions alike. generator: draws the
-    orders.
+    inner: the trunk, whose blocks attend both ways and to all positions alike. draws: the orders.
     """
 
-    def __init__(self, inner: Trunk, generator: torch.Generator) -> None:
+    def __init__(self, inner: Trunk, draws: Draws) -> None:
         super().__init__(inner)
-        self._generator = generator
+        self._draws = draws
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Run the blocks over shuffled positions, and put these back: (batch, width, d) both."""
-        order = shuffled(layout, self._generator).to(hidden.device)
+        order = shuffled(layout, self._draws).to(hidden.device)
         back = order.argsort(dim=1)
         return _taken(self.inner(_taken(hidden, order), layout), back)
 
@@ -44,12 +43,12 @@ def order_is_free(stage: Stage) -> bool:
     return stage.family is BERT and not stage.causal and not stage.window
 
 
-def shuffled(layout: Layout, generator: torch.Generator) -> Tensor:
+def shuffled(layout: Layout, draws: Draws) -> Tensor:
     """Draw an order of each row's valid positions; padding stays: (batch, width) int64."""
-    draws = torch.rand(layout.valid.shape, generator=generator)
+    places = draws.uniform(layout.valid.shape)
     # Padding sorts to its own side: all of it after, or before, what is valid.
     outside = 2.0 if layout.side == "right" else -1.0
-    return draws.masked_fill(~layout.valid, outside).argsort(dim=1, stable=True)
+    return places.masked_fill(~layout.valid, outside).argsort(dim=1, stable=True)
 
 
 def _taken(hidden: Tensor, order: Tensor) -> Tensor:

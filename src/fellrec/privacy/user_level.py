@@ -6,7 +6,7 @@ scaled down to a length, all are added, and Gaussian noise is added to the sum. 
 that, adapters and dense tensors, private ones too, may be sent to anybody: `accounting.Budget` says
 what it tells of one user at most.
 
-Two things are asked of the rest. Draws and noise come from a generator that nobody else has. And
+Two things are asked of the rest. Draws and noise come from a stream that nobody else has. And
 the trunk rests: its adapter would learn on the server, from activations and without noise, and the
 client's gradients would carry that. What crosses the cut is not covered: the trunk server computes
 on it, whatever is done to adapters; see `veil`.
@@ -22,6 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fellrec.privacy.draws import Draws
+
 
 @dataclass(frozen=True)
 class UserLevel:
@@ -33,9 +35,9 @@ class UserLevel:
     clip: float
 
 
-def drawn(count: int, share: float, generator: torch.Generator) -> npt.NDArray[np.int64]:
+def drawn(count: int, share: float, draws: Draws) -> npt.NDArray[np.int64]:
     """Draw each of `count` users with probability `share`: their numbers, sorted; maybe none."""
-    return np.flatnonzero((torch.rand(count, generator=generator) < share).numpy())
+    return np.flatnonzero((draws.uniform((count,)) < share).numpy())
 
 
 class PrivateSum:
@@ -61,12 +63,12 @@ class PrivateSum:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def release(self, expected: float, generator: torch.Generator) -> None:
+    def release(self, expected: float, draws: Draws) -> None:
         """Make the blurred sum, over the expected number of users, everybody's gradient."""
         deviation = self._settings.noise * self._settings.clip
         for parameter, total in zip(self._parameters, self._sums, strict=True):
-            parameter.grad = (total + _noise(total, generator) * deviation) / expected
+            parameter.grad = (total + _noise(total, draws) * deviation) / expected
 
 
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like.device)
+def _noise(like: Tensor, draws: Draws) -> Tensor:
+    return draws.normal(like.shape).to(like.device)

@@ -9,8 +9,8 @@ The gradient at the second cut is treated alike, but its bound is the median len
 at once: gradients shrink as a model learns, and no public bound would fit. So nothing is promised
 of gradients; an attack says what the noise is worth.
 
-Noise only helps if the server can't draw it again. Its generator is passed in, and must not be
-seeded by anything that the server knows.
+Noise only helps if the server can't draw it again. What draws it is passed in, and its key must be
+nothing that the server knows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from fellrec.errors import ConfigError
 from fellrec.models.layout import Layout
 from fellrec.models.recommender import Trunk
+from fellrec.privacy.draws import Draws
 from fellrec.privacy.wrapped import WrappedTrunk
 
 
@@ -50,9 +51,9 @@ class Veil:
         if not (self.noise >= 0 and math.isfinite(self.noise)):
             raise ConfigError(f"noise = {self.noise}: give 0 or more")
 
-    def over(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def over(self, rows: Tensor, draws: Draws) -> Tensor:
         """Clip and blur activations: (…, d) both. Gradients pass as through what was clipped."""
-        return blurred(clipped(rows, self.bound), self.noise * self.bound, generator)
+        return blurred(clipped(rows, self.bound), self.noise * self.bound, draws)
 
 
 def clipped(rows: Tensor, bound: float | Tensor) -> Tensor:
@@ -62,50 +63,48 @@ def clipped(rows: Tensor, bound: float | Tensor) -> Tensor:
     return shorter
 
 
-def blurred(rows: Tensor, length: float, generator: torch.Generator) -> Tensor:
+def blurred(rows: Tensor, length: float, draws: Draws) -> Tensor:
     """Add noise whose expected squared length is `length`² to each row, (…, d)."""
     if not length:
         return rows
-    drawn = torch.randn(rows.shape, generator=generator).to(rows.device)
+    drawn = draws.normal(rows.shape).to(rows.device)
     return rows + drawn * (length / math.sqrt(rows.shape[-1]))
 
 
 class VeiledTrunk(WrappedTrunk):
     """A trunk to which everything goes through a veil, in training and in serving.
 
-    inner: the trunk. generator: draws the noise, in the order of what is sent.
+    inner: the trunk. draws: the noise, in the order of what is sent.
     """
 
-    def __init__(self, inner: Trunk, veil: Veil, generator: torch.Generator) -> None:
+    def __init__(self, inner: Trunk, veil: Veil, draws: Draws) -> None:
         super().__init__(inner)
         self._veil = veil
-        self._generator = generator
+        self._draws = draws
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Run the blocks over what the veil leaves: (batch, width, d) both."""
-        outputs = self.inner(self._veil.over(hidden, self._generator), layout)
+        outputs = self.inner(self._veil.over(hidden, self._draws), layout)
         if not outputs.requires_grad:
             return outputs  # type: ignore[no-any-return]  # nn.Module
-        veiled: Tensor = _VeiledGradient.apply(outputs, layout, self._veil.noise, self._generator)  # type: ignore[no-untyped-call]  # torch
+        veiled: Tensor = _VeiledGradient.apply(outputs, layout, self._veil.noise, self._draws)  # type: ignore[no-untyped-call]  # torch
         return veiled
 
     def prefill(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Run prompts, and remember them: (batch, width, d) both."""
-        return self.inner.prefill(self._veil.over(hidden, self._generator), layout)
+        return self.inner.prefill(self._veil.over(hidden, self._draws), layout)
 
     def extend(self, hidden: Tensor, beams: npt.NDArray[np.int32]) -> Tensor:
         """Run one more position of each row, (rows, 1, d) both."""
-        return self.inner.extend(self._veil.over(hidden, self._generator), beams)
+        return self.inner.extend(self._veil.over(hidden, self._draws), beams)
 
 
 class _VeiledGradient(torch.autograd.Function):
     """Outputs as they are; the gradient is clipped and blurred before it crosses."""
 
     @staticmethod
-    def forward(
-        ctx: Any, outputs: Tensor, layout: Layout, noise: float, generator: torch.Generator
-    ) -> Tensor:
-        ctx.layout, ctx.noise, ctx.generator = layout, noise, generator
+    def forward(ctx: Any, outputs: Tensor, layout: Layout, noise: float, draws: Draws) -> Tensor:
+        ctx.layout, ctx.noise, ctx.draws = layout, noise, draws
         return outputs.view_as(outputs)
 
     @staticmethod
@@ -114,5 +113,5 @@ class _VeiledGradient(torch.autograd.Function):
         lengths = rows.norm(dim=-1)
         sent = lengths[lengths > 0]
         bound = float(sent.median()) if len(sent) else 0.0
-        veiled = blurred(clipped(rows, bound), ctx.noise * bound, ctx.generator) if bound else rows
+        veiled = blurred(clipped(rows, bound), ctx.noise * bound, ctx.draws) if bound else rows
         return ctx.layout.unpack(veiled), None, None, None

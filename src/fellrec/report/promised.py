@@ -11,9 +11,9 @@ def sentences(promised: Mapping[str, Any]) -> list[str]:
     found = []
     if "uploads" in promised:
         own = promised["uploads"]
-        spent = [each for each in own["epsilon"].values() if each is not None]
+        spent = own["epsilon"].values()
         limit = f" of {own['budget']:g}" if own["budget"] else ""
-        most = _epsilon(max(spent, default=None))
+        most = _epsilon(None if None in spent else max(spent, default=None))
         found.append(
             f"What clients exchanged tells of one user at most ε = {most}{limit} at δ = "
             f"{own['delta']:g} (added or removed, all rounds together)."

@@ -227,7 +227,7 @@ def open_part(
     held = Held(ClientStore(path, place.name), line)
     try:
         served = held.best()  # a refusal comes before the weights are read
-        workspace = Workspace(config, own.public(), transport=line, noise=Secret.drawn())
+        workspace = Workspace(config, own.public(), transport=line, noise=Secret.drawn)
     except BaseException as error:
         if line is not None:
             line.close(politely=_calm(error))

@@ -292,7 +292,7 @@ def _workspace(
             "clients have alike (secret of --node-config)"
         )
     secret = Secret.read(place.secret) if place.secret is not None else None
-    noise = Secret.drawn()
+    noise = Secret.drawn  # another one for each turn
     return Workspace(config, own.public(), transport=transport, secret=secret, noise=noise)
 
 
