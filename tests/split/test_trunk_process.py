@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tests.split.running import (
     LIMIT,
     MANIFEST,
     ROUND,
+    RUN,
     Authority,
     Relay,
     Running,
@@ -209,11 +210,82 @@ def test_it_lets_running_rounds_end_and_takes_no_new_ones(trunk: Running) -> Non
     client.finish()
     mixed = trunk.control.collect("a", ROUND)[1]
     trunk.control.install("a", ROUND + 1, mixed)
+    trunk.prepare("a", ROUND, ROUND + 1, "serve")  # the mixture is scored as well
+    assert trunk.service.registry.busy()
+    scored = trunk.client("a", mode="serve")
+    assert decode_frame(scored.exchange(serving()), max_bytes=LIMIT).kind is FrameKind.OUTPUT
+    scored.finish()
+    with pytest.raises(WireError, match="about to stop"):
+        trunk.prepare("b", ROUND, 0, "serve")  # it trained nothing that waits
     assert stopping.is_alive()  # the round is not committed yet
     trunk.control.commit({"a": Kept(label=ROUND + 1)})
     stopping.join()
     with pytest.raises(UnreachableError):
         trunk.control.status()
+
+
+def trained(trunk: Running, name: str, round: int = ROUND, label: int = 0) -> None:
+    """Let a client train, and install its mixture: the round waits to be committed."""
+    trunk.prepare(name, round, label)
+    client = trunk.client(name, round=round)
+    for frame in frames_of(name, round=round):
+        client.exchange(frame)
+    client.finish()
+    trunk.control.install(name, round + 1, trunk.control.collect(name, round)[1])
+
+
+def test_a_round_is_waited_for_until_the_coordinator_has_ended_it(trunk: Running) -> None:
+    control, busy = trunk.control, trunk.service.registry.busy
+    ends: dict[str, Callable[[], object]] = {
+        "committed": lambda: control.commit({"a": Kept(label=ROUND + 1)}),
+        "dropped": lambda: control.drop("a"),
+        "begun again": lambda: trunk.prepare("a"),
+        "another coordinator's": lambda: control.begin(RUN, manifest=MANIFEST, settings=AGREED),
+    }
+    for how, end in ends.items():
+        trained(trunk, "a")
+        trunk.prepare("a", ROUND, ROUND + 1, "serve")
+        assert busy(), how
+        scored = trunk.client("a", mode="serve")
+        scored.exchange(serving())
+        scored.finish()
+        assert busy(), how
+        end()
+        assert not busy(), how
+
+
+def test_a_session_that_finishes_while_it_is_dropped_is_not_waited_for(trunk: Running) -> None:
+    registry = trunk.service.registry
+    trunk.prepare("a")
+    client = trunk.client("a")
+    for frame in frames_of("a"):
+        client.exchange(frame)
+    seat = registry._seats["a"]
+    store = registry._begun()
+
+    def finish() -> None:
+        with suppress(WireError):  # the drop may cut the connection before it has its answer
+            client.finish()
+
+    finishing = threading.Thread(target=finish)
+    dropping = threading.Thread(target=trunk.control.drop, args=("a",))
+    with store._lock:  # what it learned is not stored before the drop has begun
+        finishing.start()
+        until(lambda: seat.idle() == 0)
+        dropping.start()
+        until(lambda: seat.reason)
+    finishing.join()
+    dropping.join()
+    assert not registry.busy()
+
+
+def test_who_comes_to_read_is_no_part_of_a_round_under_way(trunk: Running) -> None:
+    trained(trunk, "a")
+    trunk.control.commit({"a": Kept(label=ROUND + 1, improved=True)})
+    trained(trunk, "a", ROUND + 1, ROUND + 1)
+    trunk.service.registry.draining = True
+    with pytest.raises(WireError, match="about to stop"):
+        trunk.guest("a").open()
 
 
 def test_its_grace_ends(trunk: Running) -> None:

@@ -66,9 +66,10 @@ class Registry:
         store = self._store_of(order.run, new=True)
         with self._lock:
             before, self._seats, self._key = self._seats, {}, b""
-            self._uncommitted.clear()
         for seat in before.values():
             self._dismiss(seat, "the coordinator began anew")
+        with self._lock:  # after that: a session may have finished while it was dismissed
+            self._uncommitted.clear()
         store.recover()
         with self._lock:
             self._store, self._key = store, bytes.fromhex(order.key)
@@ -76,15 +77,17 @@ class Registry:
     def prepare(self, order: messages.Prepare, body: bytes) -> None:
         """Let a client come for a round; its adapter is in `body` unless this server has it.
 
-        Raises MissingError where it has not, BusyError when the server is about to stop.
+        Raises MissingError where it has not, BusyError when the server is about to stop and this
+        would be the beginning of a round: one that is under way goes on to its commit.
         """
         store, client, label = self._begun(), check_name(order.client), order.label
         if client == self._settings.coordinator:
             raise WireError(f"{client!r} is the coordinator's name; rename the client")
-        if self.draining:
+        if self.draining and not self._under_way(client, order.mode):
             raise BusyError("the trunk is about to stop; prepare clients elsewhere")
         given = unpack_tensors(body, self._like()) if body else None
-        self._end(client, "the coordinator prepared another")
+        end = self._end if order.mode == "train" else self._vacate
+        end(client, "the coordinator prepared another")
         if order.mode == "train":
             store.drop(client)
             store.rewind(client, label)
@@ -97,7 +100,6 @@ class Registry:
             )
         seat = self._seat(store, client, order.round, label, order.mode, best=order.best)
         with self._lock:
-            self._uncommitted.discard(client)
             self._seats[client] = seat
 
     def collect(self, order: messages.Collect) -> tuple[Trained, dict[str, Tensor]]:
@@ -234,7 +236,8 @@ class Registry:
         with self._lock:
             if seat.state != "awaited":
                 return
-            if self.draining:
+            called = self._seats.get(seat.client) is seat  # not a guest, which no round waits for
+            if self.draining and not (called and self._under_way(seat.client, seat.mode)):
                 raise BusyError("the trunk is about to stop")
             limit = self._settings.limits.sessions
             if self.open_sessions() >= limit:
@@ -263,10 +266,19 @@ class Registry:
 
         return Seat(client, round, mode, self._shop, make, keep)
 
+    def _under_way(self, client: str, mode: Mode) -> bool:
+        """Whether a client comes to be scored in a round that waits to be committed."""
+        return mode == "serve" and client in self._uncommitted
+
     def _end(self, client: str, reason: str) -> None:
+        """End a client's seat, and wait for no commit of its round any more."""
+        self._vacate(client, reason)
+        with self._lock:  # after that: its session may have finished while it was dismissed
+            self._uncommitted.discard(client)
+
+    def _vacate(self, client: str, reason: str) -> None:
         with self._lock:
             seat = self._seats.pop(client, None)
-            self._uncommitted.discard(client)
         if seat is not None:
             self._dismiss(seat, reason)
 

@@ -77,7 +77,8 @@ class TrunkService:
     def stop(self, grace: float | None = None) -> None:
         """Take no new sessions, let running rounds go on for `grace` seconds, and end.
 
-        grace: None takes the settings'. A round is over when the coordinator commits or drops it.
+        grace: None takes the settings'. A round is over when the coordinator commits or drops it;
+        until then a client that trained may still come to be scored.
         """
         self.registry.draining = True
         self._health.enter_graceful_shutdown()
