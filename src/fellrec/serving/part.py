@@ -122,8 +122,18 @@ class Held:
                 f"serves, is not here (rounds here: {others}); bring rounds/{label} back, or let "
                 "this client take part in another round"
             )
-        # A client that got its adapter back from the coordinator has no private tensors yet.
-        return ClientModel(adapter, self._store.read(label, "best_private") or {}, {})
+        private = self._store.read(label, "best_private")
+        if private is None:
+            # A client that got its adapter back from the coordinator has no private tensors yet.
+            # The public start would be another head than the one that all of them started from.
+            if RunConfig.from_toml(self._store.path / "config.toml").privacy.secret_start:
+                raise RunError(
+                    f"{self._store.path}: the private tensors of its best adapter after {label} "
+                    "rounds are not here, and privacy.secret_start lets nothing stand for them; "
+                    f"bring rounds/{label} back, or let this client take part in the run's test"
+                )
+            private = {}
+        return ClientModel(adapter, private, {})
 
 
 class Part(Recommends):

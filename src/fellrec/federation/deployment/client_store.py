@@ -87,6 +87,12 @@ class ClientStore:
         partial.rename(target)
         sync_folder(self._rounds)
 
+    def complete(self, label: int, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write a file that a held label lacks; what it has stays."""
+        path = self._file(str(label), name)
+        if not path.exists():
+            write_tensors(path, tensors)
+
     def begin(self, label: int, before: int) -> Path:
         """Return the folder in which a label is prepared, with the logs of the one before.
 

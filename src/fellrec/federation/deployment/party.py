@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +235,7 @@ class _Desk:
         store.put(label, "adapter", exchanged)
         model = ClientModel(exchanged, store.prepared(label, "private"), {})
         score, after = self._work.try_on(self._client, order.round, model)
+        self._leave()
         store.put(label, "private", after.private)
         standing = Standing(
             order.best_score if order.scored else None, order.best_round, order.stale, order.stopped
@@ -248,7 +249,10 @@ class _Desk:
         """Score the best adapter on the test targets, and leave it where it stays."""
         model = self._model(order, tensors, best=True)
         scores, after = self._work.test(self._client, order.round, model, trained=order.label > 0)
+        self._leave()
         best = {"adapter": model.exchanged, "private": after.private}
+        if order.label:  # of a copy that the coordinator had kept, these are the private tensors
+            self._store.complete(order.label, "best_private", after.private)
         folder = self._store.publish(order.label, best)
         write_scores(folder / "scores.parquet", self._client.data, scores)
         self._log(self._store.path)
@@ -274,6 +278,12 @@ class _Desk:
             {},
             {} if best else self._store.read(order.label, "optimiser") or {},
         )
+
+    def _leave(self) -> None:
+        """Let the trunk know that nothing more comes, so that it lets go of the session."""
+        if self._connection is not None:
+            with suppress(WireError):  # a trunk that can't be told lets go when it is tired of us
+                self._connection.finish()
 
     def _log(self, folder: Path) -> None:
         self._workspace.ledger.append_csv(folder / "ledger.csv")
