@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,20 @@ def test_samples(run: Run) -> None:
             hits = [sample.hit(entry) for entry in sample.recommended]
             assert any(hits) == (held.rank is not None and held.rank <= 4)
     assert samples(run, 3, k=4) == drawn
+
+
+def test_a_client_that_a_deployment_lost_is_left_out(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    summary["clients"] = [line for line in summary["clients"] if line["id"] != "north"]
+    (finished_run / "summary.json").write_text(json.dumps(summary))
+    shutil.rmtree(finished_run / "clients" / "north")
+    run = load_run(finished_run)
+    others = set(SHOPS) - {"north"}
+    assert [client.name for client in run.clients()] == [line["id"] for line in summary["clients"]]
+    assert {row["id"] for row in rescore(run).clients} == others
+    assert {sample.client for sample in samples(run, 9)} == others
+    with pytest.raises(RunError, match="no client 'north'; there are: "):
+        run.client("north")
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "..", "x" * 80])

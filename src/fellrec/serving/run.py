@@ -60,6 +60,11 @@ class Run:
         self.summary: dict[str, Any] = summary
         self.ready: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The clients of which the run has a model, largest first: a deployment may lose some."""
+        return tuple(str(line["id"]) for line in self.summary["clients"])
+
     @cached_property
     def shares(self) -> Shares:
         """The run's data, split and partitioned again from its recipe."""
@@ -73,15 +78,14 @@ class Run:
 
     def client(self, name: str) -> RunClient:
         """Return one client; RunError lists those there are."""
-        names = self.shares.partition.names
-        if name not in names:
-            some = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
+        if name not in self.names:
+            some = ", ".join(self.names[:10]) + (" …" if len(self.names) > 10 else "")
             raise RunError(f"{self.path}: no client {name!r}; there are: {some}")
         return RunClient(self, name)
 
     def clients(self) -> list[RunClient]:
         """Return all clients, largest first."""
-        return [RunClient(self, name) for name in self.shares.partition.names]
+        return [RunClient(self, name) for name in self.names]
 
 
 class RunClient(Recommends):

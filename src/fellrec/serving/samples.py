@@ -74,7 +74,9 @@ def draw(run: Run, count: int) -> list[int]:
     They are in the order of turns and clients, largest first.
     """
     shares = run.shares
+    known = [number for number, name in enumerate(shares.partition.names) if name in run.names]
     served = (shares.split.history("test").lengths() > 0) & (shares.split.test.lengths() > 0)
+    served &= np.isin(shares.partition.assignment, known)
     users = seeded(run.config.seed, "samples").permutation(np.flatnonzero(served))
     turns: Counter[int] = Counter()
     queue = []

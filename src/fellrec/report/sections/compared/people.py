@@ -44,7 +44,7 @@ def blocks(view: View, runs: Path | None, per_client: int) -> list[Block]:
     try:
         lender = _divided(view, list(folders))
         first = load_run(folders[lender])
-        clients = len(first.shares.partition.names)
+        clients = len(first.names)
         users = draw(first, min(per_client * clients, MOST_USERS))
         served[lender] = [sample(first, user) for user in users]
     except FellrecError as error:
