@@ -108,4 +108,5 @@ def test_the_size_of_what_is_remembered() -> None:
     assert made.cache_bytes == 2 * 2 * 8 * 2 * 4
     made.prefill(random_hidden(layout_of([3, 3])), layout_of([3, 3], "left"))
     assert made.cache is not None and made.cache.columns == 3
+    assert made.cache.room == 3 + 32  # memory is laid out for a title
     assert len(made.cache.blocks.layers) == made.blocks

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fellrec.errors import WireError
 from fellrec.models.adapters import LoraSettings
-from fellrec.split.trunk import SessionSettings, TrunkServer
+from fellrec.split.trunk import Session, SessionSettings, TrunkServer
 from fellrec.split.wire import Frame, FrameKind
 from tests.builders import KINDS, TARGETS, layout_of, random_hidden, stage_of, tiny
 
@@ -44,31 +46,71 @@ def test_what_a_step_keeps_is_estimated_before(
     assert session.held_bytes() == 0
 
 
+def remembered(session: Session) -> int:
+    """Count the memory of keys and values as it was laid out."""
+    assert session.stage.cache is not None
+    layers = session.stage.cache._layers
+    memories = [memory for layer in layers for memory in (layer._keys, layer._values)]
+    return sum(memory.untyped_storage().nbytes() for memory in memories if memory is not None)
+
+
 def test_what_is_remembered_is_counted_as_it_grows() -> None:
-    trunk = stage_of(tiny("llama"), "trunk", 1, 1)
+    trunk = stage_of(tiny("llama", positions=100), "trunk", 1, 1)
     session = TrunkServer(trunk, SessionSettings()).session("a", 0)
     layout = layout_of([2, 5], "left")
-    positions = layout.lengths * 0
     prompts = Frame(
         FrameKind.FORWARD,
         "a",
         side="left",
         lengths=layout.lengths,
-        positions=positions,
+        positions=layout.lengths * 0,
         tensor=layout.pack(random_hidden(layout)),
     )
     asked = session.demand(prompts)
     session.answer(prompts)
-    assert session.held_bytes() == asked == 2 * 5 * trunk.cache_bytes
-    word = Frame(
+    assert session.held_bytes() == asked == remembered(session) == 2 * 37 * trunk.cache_bytes
+    lengths, held = layout.lengths, [asked]
+    beams = np.array([0, 1, 1], np.int32)  # a row more, then the same ones on
+    for _ in range(40):
+        lengths = lengths[beams]
+        word = Frame(
+            FrameKind.FORWARD,
+            "a",
+            side="left",
+            lengths=lengths * 0 + 1,
+            positions=lengths,
+            beams=beams,
+            tensor=random_hidden(layout_of([1] * len(beams)))[:, 0],
+        )
+        asked = session.demand(word)
+        session.answer(word)
+        assert session.held_bytes() == asked == remembered(session)
+        held.append(asked)
+        lengths, beams = lengths + np.int32(1), np.arange(3, dtype=np.int32)
+    # 5 columns of the prompt with room for 32 more, and once these are filled for 33 + 32.
+    assert sorted({size // trunk.cache_bytes for size in held}) == [2 * 37, 3 * 37, 3 * 70]
+
+
+def test_what_a_session_may_remember_is_what_it_lays_out() -> None:
+    trunk = stage_of(tiny("llama"), "trunk", 1, 1)
+    rows = 50
+    layout = layout_of([1] * rows, "left")
+    prompts = Frame(
         FrameKind.FORWARD,
         "a",
         side="left",
-        lengths=positions + 1,
-        positions=layout.lengths,
-        beams=positions + layout.lengths.argsort().astype("int32"),
-        tensor=random_hidden(layout_of([1, 1]))[:, 0],
+        lengths=layout.lengths,
+        positions=layout.lengths * 0,
+        tensor=layout.pack(random_hidden(layout)),
     )
-    asked = session.demand(word)
-    session.answer(word)
-    assert session.held_bytes() == asked == 2 * 6 * trunk.cache_bytes
+    limit = rows * 33 * trunk.cache_bytes
+    for spare, refused in ((0, False), (-1, True)):
+        settings = SessionSettings(max_cache_bytes=limit + spare)
+        session = TrunkServer(trunk, settings).session("a", 0)
+        if refused:
+            with pytest.raises(WireError, match=r"50 rows with room for 33 positions.*max_cache"):
+                session.answer(prompts)
+            assert session.held_bytes() == 0
+        else:
+            session.answer(prompts)
+            assert remembered(session) == limit

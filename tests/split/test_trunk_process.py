@@ -154,7 +154,7 @@ def test_what_a_reader_wrote_expires_too(tmp_path: Path, authority: Authority) -
         )
         guest.exchange(encode_frame(prompts))
         registry = trunk.service.registry
-        assert registry.budget.held == 2 * 5 * decoder.base.cache_bytes
+        assert registry.budget.held == 2 * (5 + 32) * decoder.base.cache_bytes
         until(lambda: registry.budget.held == 0)
         with pytest.raises(WireError, match="the session is over"):
             guest.exchange(serving(round=1))

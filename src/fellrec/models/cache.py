@@ -24,6 +24,14 @@ from fellrec.models.layout import Layout
 _ROOM = 32  # columns added at a time: a title is rarely longer, so memory is laid out once or twice
 
 
+def laid_out(columns: int, room: int = 0) -> int:
+    """Return how many columns memory is laid out for once it holds so many.
+
+    room: what it is laid out for already, 0 before the prompt.
+    """
+    return room if columns <= room else columns + _ROOM
+
+
 class _Layer(DynamicLayer):
     """Keys and values of one block: (rows, heads, columns, channels), columns filled in turn."""
 
@@ -44,10 +52,11 @@ class _Layer(DynamicLayer):
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def _with_room(self, memory: Tensor | None, new: Tensor, end: int) -> Tensor:
-        if memory is not None and memory.shape[2] >= end:
+        room = 0 if memory is None else memory.shape[2]
+        if memory is not None and laid_out(end, room) == room:
             return memory
         rows, heads, _, channels = new.shape
-        wider = new.new_empty(rows, heads, end + _ROOM, channels)
+        wider = new.new_empty(rows, heads, laid_out(end, room), channels)
         if memory is not None:
             wider[:, :, : self.filled] = memory[:, :, : self.filled]
         return wider
@@ -73,13 +82,15 @@ class StageCache:
     """What a stage of `blocks` blocks remembers of the rows it has read.
 
     layout: the prompts'. lengths: (rows,) int32, positions that each row holds by now. blocks: what
-    the model's blocks write into.
+    the model's blocks write into. room: columns that each row's memory is laid out for, filled or
+    not.
     """
 
     def __init__(self, layout: Layout, blocks: int) -> None:
         self.lengths: npt.NDArray[np.int32] = layout.lengths.astype(np.int32)
         self._layers = [_Layer() for _ in range(blocks)]
         self.blocks = Cache(layers=[*self._layers])
+        self.room = laid_out(layout.width)
         self._prompt_width = layout.width
         self._written = 0
         self._prompts = np.arange(len(self.lengths))
@@ -108,6 +119,7 @@ class StageCache:
         places = torch.from_numpy(self.lengths.astype(np.int64))[:, None]
         self.lengths = self.lengths + np.int32(1)
         self._written += 1
+        self.room = laid_out(self.columns, self.room)
         starts = torch.from_numpy(self._starts.astype(np.int64))[:, None]
         valid = torch.arange(self.columns)[None, :] >= starts
         return places, None if bool((starts == 0).all()) else valid

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fellrec.errors import WireError
 from fellrec.models.adapters import adapter
+from fellrec.models.cache import laid_out
 from fellrec.models.layout import Layout
 from fellrec.models.optimiser import Optimiser, OptimiserSettings
 from fellrec.models.stages import Stage
@@ -98,7 +99,7 @@ class Session:
         """Estimate the memory of what waits for a gradient and of what is remembered."""
         waiting = (self._kept(layout) for _, _, layout in self.pending.values())
         cache = self.stage.cache
-        remembered = 0 if cache is None else len(cache.lengths) * cache.columns
+        remembered = 0 if cache is None else len(cache.lengths) * cache.room
         return sum(waiting) + remembered * self.stage.cache_bytes
 
     def demand(self, request: Frame) -> int:
@@ -110,11 +111,11 @@ class Session:
             return held + self._kept(Layout(request.lengths, request.side))
         cache = self.stage.cache
         if request.beams is not None:
-            columns = 0 if cache is None else cache.columns + 1
-            return max(held, len(request.beams) * columns * self.stage.cache_bytes)
+            room = 0 if cache is None else laid_out(cache.columns + 1, cache.room)
+            return max(held, len(request.beams) * room * self.stage.cache_bytes)
         if request.positions is not None:
-            columns = Layout(request.lengths, request.side).width
-            return max(held, len(request.lengths) * columns * self.stage.cache_bytes)
+            room = laid_out(Layout(request.lengths, request.side).width)
+            return max(held, len(request.lengths) * room * self.stage.cache_bytes)
         return held
 
     def _kept(self, layout: Layout) -> int:
@@ -168,7 +169,7 @@ class Session:
                 raise WireError("texts to write, but the trunk is an encoder's")
             if request.positions.any() or layout.side != "left":
                 raise WireError("prompts start at position 0 and are padded on the left")
-            self._check_cache(len(layout.lengths), layout.width)
+            self._check_cache(len(layout.lengths), laid_out(layout.width))
             return layout.pack(stage.prefill(layout.unpack(packed), layout))
 
     def _extend(self, request: Frame, packed: Tensor) -> Tensor:
@@ -184,16 +185,16 @@ class Session:
             raise WireError("the positions do not follow those that are remembered")
         if int(request.positions.max()) >= self.stage.context:
             raise WireError(f"the text passes the base's {self.stage.context} positions")
-        self._check_cache(len(beams), cache.columns + 1)
+        self._check_cache(len(beams), laid_out(cache.columns + 1, cache.room))
         return self.stage.extend(packed[:, None], beams)[:, 0]
 
-    def _check_cache(self, rows: int, columns: int) -> None:
-        size = rows * columns * self.stage.cache_bytes
+    def _check_cache(self, rows: int, room: int) -> None:
+        size = rows * room * self.stage.cache_bytes
         if size > self._settings.max_cache_bytes:
             raise WireError(
-                f"{rows} rows of {columns} positions to remember take {size >> 20} MiB, the limit "
-                f"is {self._settings.max_cache_bytes >> 20} (split.max_cache_mib); write fewer "
-                "texts at a time"
+                f"{rows} rows with room for {room} positions to remember take {size >> 20} MiB, "
+                f"the limit is {self._settings.max_cache_bytes >> 20} (split.max_cache_mib); "
+                "write fewer texts at a time"
             )
 
     def _train(self, request: Frame) -> Tensor:
