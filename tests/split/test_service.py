@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from fellrec.models.adapters import adapter
 from fellrec.split.service.messages import Kept
 from fellrec.split.service.settings import Limits
 from fellrec.split.service.transport import GrpcTransport
+from fellrec.split.session import Session
+from fellrec.split.trunk import TrunkServer
+from fellrec.split.wire import Frame, FrameKind
 from tests.builders import random_factors
 from tests.split.running import (
     ROUND,
@@ -290,3 +295,42 @@ def test_a_client_is_told_why_its_session_could_not_end(trunk: Running) -> None:
         next(iter(adapter(session.stage).values())).fill_(torch.nan)
     with pytest.raises(WireError, match=r"it diverged, lower train\.learning_rate"):
         other.finish()
+
+
+class SlowSession(Session):
+    """Takes long over its first frame."""
+
+    first_seconds = 1.5
+
+    def answer(self, request: Frame) -> tuple[Frame, torch.Generator | None]:
+        if request.step == request.micro == 0 and request.kind is FrameKind.FORWARD:
+            time.sleep(self.first_seconds)
+        return super().answer(request)
+
+
+class SlowTrunk(TrunkServer):
+    """A trunk whose sessions are slow."""
+
+    def session(self, client: str, round: int, *args: Any, **kwargs: Any) -> Session:
+        made = super().session(client, round, *args, **kwargs)
+        return SlowSession(made.stage, made.optimiser, round, self.settings)
+
+
+def test_a_cut_is_no_outage_because_an_answer_was_due_for_long(
+    tmp_path: Path, authority: Authority
+) -> None:
+    plain = trunk_server()
+    with running(tmp_path, authority, trunk=SlowTrunk(plain.base, plain.settings)) as trunk:
+        relay = Relay(trunk.service.port)
+        trunk.closing.callback(relay.close)
+        trunk.prepare("a")
+        # However soon a trunk is given up: this one is never out of reach for so long.
+        client = trunk.client("a", address=relay.address, retry_seconds=1.0)
+        frames = frames_of("a")
+        ticket = client.send(frames[0])
+        time.sleep(1.2)
+        relay.cut()
+        replies = [client.receive(ticket)]
+        replies += [client.exchange(frame) for frame in frames[1:]]
+        assert client.reconnections == 1
+        assert replies == in_process(frames, "a")[0]

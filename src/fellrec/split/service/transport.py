@@ -36,7 +36,8 @@ class GrpcTransport:
     """Carries frames to a trunk (`split.transport.Transport`), several at a time if asked to.
 
     greeting: as `greet` makes it. retry_seconds: how long the trunk may be out of reach before it
-    is given up. reply_seconds: how long one answer may take. One thread may send while another
+    is given up; a connection that it accepts ends that time. reply_seconds: how long one answer
+    may take, whatever becomes of connections meanwhile. One thread may send while another
     receives; a ticket is received once.
     """
 
@@ -159,11 +160,17 @@ class GrpcTransport:
     # --- the thread that keeps the connection ------------------------------------------------
 
     def _keep(self) -> None:
-        """Connect whenever there is something to send, again and again within the budget."""
-        pause, since, answered = _FIRST_PAUSE, 0.0, -1
+        """Connect whenever there is something to send, again and again within the budget.
+
+        An outage begins with the first try, and anew when a connection that the trunk had accepted
+        ends: for how long an answer was due says nothing of whether the trunk is out of reach.
+        """
+        # The longest pause leaves room for several tries, also after an outage that was long.
+        longest = min(_LONGEST_PAUSE, self._retry_seconds / 4)
+        pause, since = _FIRST_PAUSE, None
         while self._needed():
-            if answered != self._held:  # it moves on: a new outage begins with the full budget
-                pause, since, answered = _FIRST_PAUSE, time.monotonic(), self._held
+            since = time.monotonic() if since is None else since
+            accepted, answered = self._accepted, self._held
             try:
                 self._talk()
                 lost = f"the trunk at {self._link.address} cut the connection"
@@ -172,15 +179,27 @@ class GrpcTransport:
             except FellrecError as error:
                 self._fail(error)
                 return
-            if answered != self._held:
+            except Exception as error:  # a dead thread would let everybody wait for nothing
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                failure = WireError(
+                    f"the connection to the trunk at {self._link.address} failed ({reason}); "
+                    "mend that and come again"
+                )
+                failure.__cause__ = error
+                self._fail(failure)
+                return
+            if self._held != answered:  # it moves on
+                pause, since = _FIRST_PAUSE, None
                 continue
             out = time.monotonic() - since
-            if out + pause > self._retry_seconds:
+            if self._accepted != accepted:
+                since = None
+            elif out + pause > self._retry_seconds:
                 self._fail(WireError(f"{lost}; given up after {out:.0f} s"))
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, pause * random.uniform(0.8, 1.2))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, longest)
 
     def _needed(self) -> bool:
         """Wait until a connection is wanted; False once it never will be."""
