@@ -13,11 +13,12 @@ import pytest
 from cryptography import x509
 
 from fellrec.errors import ConfigError, WireError
-from fellrec.split.service.channel import Link, connect
+from fellrec.split.service.channel import Link, UnreachableError, connect
+from fellrec.split.service.control import TrunkControl
 from fellrec.split.service.server import TrunkService
 from fellrec.split.service.settings import ServiceSettings, host_and_port
 from fellrec.split.service.transport import GrpcTransport, greet
-from tests.split.running import AGREED, MANIFEST, Authority, Running, trunk_server
+from tests.split.running import AGREED, LIMIT, MANIFEST, Authority, Running, trunk_server
 
 
 def settings_of(folder: Path, authority: Authority) -> ServiceSettings:
@@ -43,6 +44,64 @@ def test_nothing_at_the_port(authority: Authority) -> None:
     transport = GrpcTransport(link, greeting, retry_seconds=0.5)
     with pytest.raises(WireError, match=r"nothing answers.*check the port.*given up after"):
         transport.open()
+    transport.close()
+
+
+@pytest.mark.parametrize("host", ["trunk..example.org", f"{'x' * 70}.example.org"])
+def test_a_host_that_no_name_can_be(authority: Authority, host: str) -> None:
+    link = Link(f"{host}:9443", authority.files("a"), LIMIT, connect_seconds=5)
+    assert line_of(link) == f"{host!r} is no host that is known here; check the trunk's address"
+    with pytest.raises(WireError, match="is no host that is known here"):
+        TrunkControl(link, {}).status()
+    greeting = greet(manifest=MANIFEST, settings=AGREED, token="t")
+    transport = GrpcTransport(link, greeting, reply_seconds=20)
+    with pytest.raises(WireError, match="is no host that is known here"):
+        transport.open()
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "lasting", "line"),
+    [
+        (socket.EAI_NONAME, True, "is no host that is known here"),
+        (socket.EAI_AGAIN, False, r"can't be looked up just now \(no resolver\); check"),
+    ],
+)
+def test_a_resolver_that_does_not_answer_may_be_back_soon(
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    lasting: bool,
+    line: str,
+) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(number, "no resolver")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    link = Link("trunk.invalid:9443", authority.files("a"), connect_seconds=5)
+    with pytest.raises(WireError, match=line) as caught:
+        connect(link)
+    assert isinstance(caught.value, UnreachableError) is not lasting
+    transport = GrpcTransport(link, greet(manifest=MANIFEST, settings=AGREED), retry_seconds=0.5)
+    with pytest.raises(WireError, match=line) as caught:
+        transport.open()
+    assert ("given up after" in str(caught.value)) is not lasting
+    transport.close()
+
+
+def test_nobody_waits_for_a_connection_whose_thread_has_failed(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise LookupError("what nobody\nthought of")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    link = Link("trunk.invalid:9443", authority.files("a"), connect_seconds=5)
+    greeting = greet(manifest=MANIFEST, settings=AGREED)
+    transport = GrpcTransport(link, greeting, reply_seconds=20)
+    with pytest.raises(WireError, match=r"connection to .* failed \(what nobody\)") as caught:
+        transport.open()
+    assert isinstance(caught.value.__cause__, LookupError)
     transport.close()
 
 

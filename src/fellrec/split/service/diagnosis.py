@@ -33,9 +33,8 @@ def diagnose(address: str, tls: TlsFiles, seconds: float = 5.0) -> Diagnosis | N
     for last in (False, True):  # a network that cuts once is not blamed on the certificate
         try:
             plain = socket.create_connection((host, port), seconds)
-        except socket.gaierror:
-            line = f"{host!r} is no host that is known here; check the trunk's address"
-            return Diagnosis(line, True)
+        except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no name can be like that
+            return _unknown(host, error)
         except OSError as error:
             reason = error.strerror or "no answer"
             line = (
@@ -57,6 +56,14 @@ def diagnose(address: str, tls: TlsFiles, seconds: float = 5.0) -> Diagnosis | N
                 return Diagnosis(f"the connection to {address} was cut ({reason})", False)
         return None
     return None
+
+
+def _unknown(host: str, error: OSError | UnicodeError) -> Diagnosis:
+    if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
+        reason = error.strerror or "no name server answered"
+        line = f"{host!r} can't be looked up just now ({reason}); check this machine's network"
+        return Diagnosis(line, False)
+    return Diagnosis(f"{host!r} is no host that is known here; check the trunk's address", True)
 
 
 def _greeted(plain: socket.socket, context: ssl.SSLContext, host: str) -> bool:
