@@ -68,10 +68,12 @@ def comparison_page(
         summary=[block for block in tiles if block.tiles],
         sections=[*sections, Section("recipe", "The recipe", recipe.blocks(compared))],
         colophon=(
-            f"Written by fellrec {__version__}. Intervals are percentiles of 2,000 bootstrap "
-            "samples of the users, the same for all rows and seeds, so that differences are "
-            "paired: they say what other users would have changed, not what another seed would. "
-            "Differences are judged together with their column, shares and least gains row by row."
+            f"Written by fellrec {__version__}. Intervals come from 2,000 bootstrap samples of the "
+            "users, the same for all rows and seeds, so that differences are paired: they say what "
+            "other users would have changed, not what another seed would. They are percentiles, "
+            "but for worst clients, their differences and least gains, where the ends hold "
+            "whichever client it is. Differences of scores are judged together with their column; "
+            "shares, least gains and differences of worst clients row by row."
         ),
     )
 

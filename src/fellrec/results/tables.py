@@ -29,13 +29,13 @@ held-out items (`docs/data.md` has the splits). Each model is the best by valida
 the same base, cut and scored the same way before any training; *popularity* ranks by how often all
 clients' users together took an item in training, which no party of a federation could.
 
-In brackets are 95 % intervals: percentiles of 2,000 bootstrap samples of the users, for differences
-paired by user. They say what other users would have changed, not what another seed would. **Bold**
-is a difference whose interval leaves out zero (in a comparison: in all seeds, and judged together
-with its column, `docs/comparisons.md`); all others may be chance. *Tokens* are positions of
-training batches, over all clients and rounds (for HLLM a position is an item); *seconds* are those
-of training alone, on whatever machine it was; the *client's share* is what one client holds of all
-parameters of client and server.
+In brackets are 95 % intervals, from 2,000 bootstrap samples of the users, for differences paired by
+user. They say what other users would have changed, not what another seed would. **Bold** is a
+difference whose interval leaves out zero (in a comparison: in all seeds, and for scores judged
+together with its column, `docs/comparisons.md`); all others may be chance. *Tokens* are positions
+of training batches, over all clients and rounds (for HLLM a position is an item); *seconds* are
+those of training alone, on whatever machine it was; the *client's share* is what one client holds
+of all parameters of client and server.
 """
 
 
