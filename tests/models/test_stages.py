@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fellrec.errors import ModelError
 from fellrec.models.adapters import LoraSettings, adapter, attach, write
-from fellrec.models.bases import load_config, load_stage
-from fellrec.models.cutting import build_stage
+from fellrec.models.bases import load_config, load_stage, parse_config
+from fellrec.models.cutting import build_stage, outline_stage
 from fellrec.models.dropout import KeyedDropout
 from fellrec.models.families import family_of
 from fellrec.models.slicing import spans
@@ -62,6 +62,7 @@ def folder(tmp_path: Path) -> Path:
 def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
     message = str(error.value)
     assert message and "\n" not in message
+    assert len(message) < 600
     return message
 
 
@@ -182,6 +183,59 @@ def test_a_folder_without_a_usable_configuration(tmp_path: Path, content: str | 
     with pytest.raises(ModelError) as error:
         load_stage(tmp_path, "head", 1, 1)
     assert str(tmp_path) in one_line(error)
+
+
+ODD: dict[str, dict[str, object]] = {
+    "a width of text": {"hidden_size": "x"},
+    "no number of blocks": {"num_hidden_layers": None},
+    "fewer than no blocks": {"num_hidden_layers": -3},
+    "no heads": {"num_attention_heads": 0},
+    "heads that do not divide the width": {"num_attention_heads": 5},
+    "an unknown kind of block": {"layer_types": ["a"]},
+    "an unknown activation": {"hidden_act": "none-such"},
+    "unknown rotary positions": {"rope_scaling": {"rope_type": "none-such", "factor": 2}},
+    "rotary positions of text": {"rope_scaling": "x"},
+    "a width beyond all memory": {"hidden_size": 10**30},
+    "an unknown precision": {"torch_dtype": "float99"},
+    "a list as its kind": {"model_type": ["llama"]},
+    "padding outside the vocabulary": {"pad_token_id": 9999},
+    "labels that are none": {"id2label": 5},
+    "no number of labels": {"num_labels": "x"},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_configuration_that_no_model_can_have(folder: Path, name: str) -> None:
+    values = {**tiny_config("llama").to_dict(), **ODD[name]}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError) as error:
+        load_stage(folder, "trunk", 1, 1)
+    one_line(error)
+    with pytest.raises(ModelError) as error:
+        config = parse_config(values, "the base")
+        outline_stage(config, "trunk", spans(config.num_hidden_layers, 1, 1)["trunk"])
+    one_line(error)
+
+
+def test_a_refused_configuration_says_where_and_what(folder: Path) -> None:
+    config = tiny_config("llama").to_dict()
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "x"}))
+    with pytest.raises(
+        ModelError, match=r"no usable config\.json .*'hidden_size'.*got str"
+    ) as error:
+        load_config(folder)
+    assert str(folder) in one_line(error)
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "none-such"}))
+    with pytest.raises(ModelError, match=r"no llama model can be made.*none-such") as error:
+        load_stage(folder, "trunk", 1, 1)
+    assert str(folder) in one_line(error)
+
+
+def test_a_configuration_that_is_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"no usable config\.json") as error:
+        load_config(tmp_path)
+    one_line(error)
 
 
 def test_a_missing_tensor(folder: Path) -> None:

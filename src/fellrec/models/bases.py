@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from fellrec.errors import ModelError
-from fellrec.models.cutting import build_stage
+from fellrec.models.cutting import build_stage, refusing
 from fellrec.models.families import family_of
 from fellrec.models.placement import HERE, Placement
 from fellrec.models.slicing import spans
@@ -22,11 +22,8 @@ OUTPUT = "lm_head.weight"
 
 def load_config(folder: Path) -> PretrainedConfig:
     """Read a base's configuration; ModelError when there is none or it can't be cut."""
-    try:
+    with refusing(f"{folder}: no usable config.json"):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{folder}: no usable config.json ({reason})") from error
     family_of(config)
     return config
 
@@ -36,13 +33,10 @@ def parse_config(values: Mapping[str, Any], name: str) -> PretrainedConfig:
 
     Raises ModelError when it is of no model that can be cut.
     """
-    try:
+    with refusing(f"{name}: no usable config.json"):
         kind = str(values["model_type"])
         own = {key: value for key, value in values.items() if key != "model_type"}
         config: PretrainedConfig = AutoConfig.for_model(kind, **own)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: no usable config.json ({reason})") from error
     family_of(config)
     return config
 
@@ -58,7 +52,10 @@ def load_stage(
     dropout: float = 0.0,
     place: Placement = HERE,
 ) -> Stage:
-    """Build one stage from a folder with `config.json` and safetensors files."""
+    """Build one stage from a folder with `config.json` and safetensors files.
+
+    Raises ModelError as `load_config` and `build_stage` do, and for weights that can't be read.
+    """
     config = load_config(folder)
     span = spans(config.num_hidden_layers, k_in, k_out)[role]
     weights = SafetensorsWeights(folder)
