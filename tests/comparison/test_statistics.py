@@ -242,10 +242,10 @@ def test_a_difference_of_lowest_by_hand() -> None:
     # A little less, and the lower end is its own: 0.45 - 0.2 - 0.3.
     behind = TWO - np.array([0, 0.15])
     assert lowest_over([(behind, SURE)]).interval == pytest.approx((0.1, -0.05, 0.2))
-    # Each client has the higher of its own two: the first -0.5 - 0.1 and 0.3 - 0.55, as the other's
-    # lowest is 0.35 + 0.2 at most; the second, which gains 0.1 for sure, 0.1 and 0.25 - 0.55.
+    # Each client has the highest of its own: the first -0.5 - 0.1 and, less the other's second,
+    # 0.05 - 0.2; the second, which gains 0.1 for sure, 0.1.
     other = np.stack([np.full(101, 0.9), behind[:, 1] - 0.1], axis=1)
-    assert lowest_over([(behind, other)]).interval == pytest.approx((0.05, -0.25, 0.1))
+    assert lowest_over([(behind, other)]).interval == pytest.approx((0.05, -0.15, 0.1))
     # Over seeds the ends are averaged.
     both = lowest_over([(TWO, SURE), (behind + 0.2, SURE)])
     assert both.interval == pytest.approx((0.2, 0.075, 0.3))

@@ -37,8 +37,7 @@ _RISK = 0.05
 # What one end of a difference of two lowest may miss by, 2.5 % in all; see `lowest_over`.
 _CHOICE = 0.005  # whose end it is
 _PAIRED = 0.01  # that client's difference
-_ALONE = 0.005  # that client's mean in its own row
-_OTHERS = 0.005  # the other row's lowest
+_ACROSS = 0.01  # that client's mean less all others' in the other row
 
 
 @dataclass(frozen=True)
@@ -170,15 +169,16 @@ def lowest_over(pairs: Sequence[tuple[Numbers, Numbers]]) -> Estimate:
     where both rows have a mean: else one row's lowest could be of users that the other leaves out.
 
     Let i be the client that is truly lowest in the one row. The other row's lowest is at most what
-    it gives i, so the difference is at least i's own, which is paired by user. It also is i's mean
-    less the other row's lowest, which says more where the other row fails another client. Each has
-    a lower end, and the higher counts. Which client i is is not known: of those that may be it, the
-    one with the lowest such end counts. Only i's own end must hold, so many clients cost nothing.
+    it gives i, so the difference is at least i's own, which is paired by user. It also is at least
+    i's mean less what any other client has in the other row, which says more where that row fails
+    another client. All these have lower ends, and the highest counts. Which client i is is not
+    known: of those that may be it, the one with the lowest such end counts. Only i's own ends must
+    hold, so it costs nothing that many may be i.
 
     The lower end is too high in at most one of 40 cases, the sum of: i is not among those that may
-    be it, 0.5 %; i's difference is below its lower end, 1 %; i's mean is below its own, 0.5 %; the
-    other row's lowest is above its upper end, 0.5 %. For the upper end the rows are exchanged and
-    the sign is turned. Over seeds the ends are averaged.
+    be it, 0.5 %; i's difference is below its lower end, 1 %; one of those from other clients is,
+    1 % for all of them. For the upper end the rows are exchanged and the sign is turned. Over seeds
+    the ends are averaged.
 
     Raises DataError when there is no seed, or a seed without a client that both rows have.
     """
@@ -198,14 +198,15 @@ def _least_over(one: Numbers, other: Numbers) -> float:
 
     one, other: (1 + draws, clients), no client NaN in draw 0.
     """
-    # Ends of single clients are percentiles: means of few users, most with a score of 0, lean to
-    # the right, and at 0.5 % of 2,000 draws there are still ten below.
-    paired = np.nanpercentile((one - other)[1:], 100 * _PAIRED, axis=0)
-    alone = np.nanpercentile(one[1:], 100 * _ALONE, axis=0) - _lowest_at_most(other)
-    least = np.maximum(paired, alone)[_may_be_lowest(one)].min()
+    # A single client's end is a percentile: means of few users, most with a score of 0, are skewed.
+    own = np.nanpercentile((one - other)[1:], 100 * _PAIRED, axis=0)
+    ends = [
+        max(own[client], _highest_end(one[:, [client]] - np.delete(other, client, axis=1)))
+        for client in np.flatnonzero(_may_be_lowest(one))
+    ]
     # The client that looks lowest is always among them, and both of its ends are at most the value
     # unless a percentile is above what it is the lower end of: by rounding, or where all draws are.
-    return float(min(least, one[0].min() - other[0].min()))
+    return float(min(min(ends), one[0].min() - other[0].min()))
 
 
 def _may_be_lowest(row: Numbers) -> NDArray[np.bool_]:
@@ -224,15 +225,15 @@ def _may_be_lowest(row: Numbers) -> NDArray[np.bool_]:
     return found
 
 
-def _lowest_at_most(row: Numbers) -> float:
-    """Return the upper end of a row's lowest: the lowest of ends that hold for all clients at once.
+def _highest_end(across: Numbers) -> float:
+    """Return the highest of lower ends that hold for all columns at once, -inf for no column.
 
-    They are t standard errors above, with the t that the largest deviation upwards among all
-    clients passes in 0.5 % of draws.
+    across: (1 + draws, columns). Ends are t standard errors below, with the t that the largest
+    deviation downwards among all columns passes in 1 % of draws.
     """
-    away, errors = _deviations(row)
-    times = float(np.percentile(away.max(axis=1), 100 * (1 - _OTHERS)))
-    return float((row[0] + times * errors).min())
+    away, errors = _deviations(across)
+    times = float(np.percentile((-away).max(axis=1, initial=0.0), 100 * (1 - _ACROSS)))
+    return float((across[0] - times * errors).max(initial=-np.inf))
 
 
 def _refuse_none(per_seed: Sequence[Numbers]) -> None:
