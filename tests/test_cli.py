@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import fellrec
 from fellrec.cli import app
+from fellrec.cli.run_commands import suggestion
 from fellrec.cli.shared import resumable
 from fellrec.config import recipes
 from fellrec.federation.deployment.credentials import make_credentials
@@ -101,6 +102,15 @@ def test_the_command_that_training_suggests_works(trained: tuple[Path, str]) -> 
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == ["1", "2", "3"]
     assert words[-1] not in result.stdout  # what is in the history is never recommended
+
+
+def test_no_control_code_of_a_title_is_suggested() -> None:
+    odd, usual = ("c0", "Thing \x1b[31m"), ("c1", "It's a Thing")
+    path = Path("a run")
+    command = suggestion(path, [odd, usual])
+    assert command is not None and "\x1b" not in command
+    assert shlex.split(command)[-4:] == ["--client", "c1", "--history", "It's a Thing"]
+    assert suggestion(path, [odd]) is None and suggestion(path, []) is None
 
 
 def test_json_leaves_standard_output_to_the_summary(recipe: Path, tmp_path: Path) -> None:
@@ -214,12 +224,18 @@ def write_tables(folder: Path) -> list[object]:
     return ["data", "import", *files, *columns]
 
 
-def test_import_writes_what_a_recipe_can_name(tmp_path: Path) -> None:
+def test_import_writes_what_a_recipe_can_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "new" / "shop"
     result = call(*write_tables(tmp_path), "--attribute", "kind", "--out", out)
     assert result.exit_code == 0
     assert "2 users, 2 items, 3 interactions" in result.stdout
     assert f"--set data.source={out}" in result.stdout
+    monkeypatch.chdir(tmp_path)  # a data set of that name is known, too, and this is the folder
+    result = call(*write_tables(tmp_path), "--out", "ml-100k")
+    source = result.stdout.rpartition("data.source=")[2].strip()
+    assert len(fellrec.load_dataset(source).users) == 2
     dataset = fellrec.load_dataset(out)
     assert dataset.users == ("a", "b") and dataset.catalogue.attributes["kind"] == ("k", "k")
     assert "exists already" in refused(call(*write_tables(tmp_path), "--out", out))

@@ -119,7 +119,7 @@ def write_whole(path: Path, config: RunConfig, label: Path, trunk: Tensors) -> N
     """Write a run directory as a simulation leaves it, of one client's tensors."""
     path.mkdir()
     (path / "config.toml").write_text(config.to_toml())
-    write_json(path / "summary.json", {})
+    write_json(path / "summary.json", {"clients": [{"id": CLIENT}]})
     for name in ("adapter", "private"):
         tensors = read_tensors(label / f"{name}.safetensors")
         write_tensors(path / "clients" / CLIENT / f"best_{name}.safetensors", tensors)

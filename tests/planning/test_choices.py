@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -77,8 +79,8 @@ def test_a_known_head_hides_nothing_but_by_noise(found: Plan) -> None:
     assert {(each.recovered, each.attack) for each in bare} == {(1.0, "search")}
     for k_in in (0, 1):
         blurred = [only(found, k_in=k_in, batch=1, codec="int8", noise=noise) for noise in (1, 3)]
-        assert blurred[1].recovered <= blurred[0].recovered <= 1
-        assert blurred[1].recovered < 1
+        # Bare, this small head hides nothing; either noise leaves about what guessing finds.
+        assert all(each.recovered < 0.5 for each in blurred)
         assert blurred[0].memory == only(found, k_in=k_in, batch=1, codec="int8").memory
 
 
@@ -124,10 +126,20 @@ def test_sizes_are_read_as_people_write_them(text: str, bytes_: int) -> None:
     assert bytes_of(text, "--uplink") == bytes_
 
 
-@pytest.mark.parametrize("text", ["", "much", "-2GB", "0", "2 parsecs"])
+@pytest.mark.parametrize(
+    "text", ["", "much", "-2GB", "0", "2 parsecs", "2,5GB", "1,000MB", "2GB or so", "20Mbit -- 5"]
+)
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--uplink .*: give a size such as 2GB"):
         bytes_of(text, "--uplink")
+
+
+@pytest.mark.parametrize("name", ["latency", "max_recovery", "max_seconds"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_limit_that_is_no_number_is_refused(name: str, value: float) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} .*: give a number"):
+        Limits(**given)
 
 
 def test_a_base_with_no_block_to_spare_is_refused(toys: Toys) -> None:

@@ -92,7 +92,9 @@ def import_(
         "interactions": len(imported.dataset.interactions),
     }
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    command = shlex.join(["fellrec", "train", "demo", "--set", f"data.source={out}"])
+    # With a slash it is a folder, whatever data sets have that name, and no number.
+    source = out if out.is_absolute() else f"./{out}"
+    command = shlex.join(["fellrec", "train", "demo", "--set", f"data.source={source}"])
     console.print(f"wrote {out}: {said}", soft_wrap=True)
     console.print(f"go on: {command}", soft_wrap=True)
 

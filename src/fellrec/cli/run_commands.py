@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,10 +116,21 @@ def report(console: Console, path: Path) -> None:
         console.print(show.sample_table(drawn, summary["items"]))
     console.print()
     console.print(f"run in {path}", soft_wrap=True)
-    for sample in drawn[:1]:
-        words = ["fellrec", "recommend", str(path), "--client", sample.client]
-        command = shlex.join([*words, "--history", sample.history[-1]])
+    command = suggestion(path, [(sample.client, sample.history[-1]) for sample in drawn])
+    if command is not None:
         console.print(f"go on: {command}", soft_wrap=True)
+
+
+def suggestion(path: Path, taken: Sequence[tuple[str, str]]) -> str | None:
+    """Return a command that recommends for one of these clients and titles, None for none.
+
+    A title is printed as it is, to be typed, so one that a terminal would act on is passed over.
+    """
+    for client, title in taken:
+        if show.plain(title) == title:
+            words = ["fellrec", "recommend", str(path), "--client", client, "--history", title]
+            return shlex.join(words)
+    return None
 
 
 def evaluate(
