@@ -13,7 +13,7 @@ from fellrec.config.sections import (
     Text,
     Tuple,
 )
-from fellrec.config.shipped import parse_override, recipes
+from fellrec.config.shipped import parse_override, parse_overrides, recipes
 
 __all__ = [
     "PROXIMAL",
@@ -25,5 +25,6 @@ __all__ = [
     "Text",
     "Tuple",
     "parse_override",
+    "parse_overrides",
     "recipes",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -68,3 +69,18 @@ def parse_override(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         return key, value
     return key, table["value"] if len(table) == 1 else value
+
+
+def parse_overrides(text: str, where: str) -> dict[str, Any]:
+    """Read overrides with spaces between them, quoted as in a shell.
+
+    where: what they are of, for the error. Raises ConfigError as `parse_override` does, and for a
+    quotation that does not end.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}: can't be read ({error}); write KEY=VALUE with spaces between them"
+        ) from None
+    return dict(map(parse_override, words))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fellrec.config import parse_override
+from fellrec.config import parse_overrides
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.deployment.certificates import name_in
 from fellrec.files import read_json, write_json
@@ -53,7 +52,8 @@ class Place:
                 )
         data, folder, *pair = (Path(str(values[each])) for each in KEYS)
         tls = TlsFiles(*pair)
-        overrides = dict(map(parse_override, _split(str(values.get("overrides", "")))))
+        given = str(values.get("overrides", ""))
+        overrides = parse_overrides(given, "overrides of --node-config")
         for key in overrides:
             if key not in LOCAL_KEYS:
                 raise ConfigError(
@@ -84,16 +84,6 @@ class Place:
         card = {"client": self.name, "run": run}
         card |= {key: str(path.resolve()) for key, path in files.items()}
         write_json(self.run(run) / _CARD, card)
-
-
-def _split(overrides: str) -> list[str]:
-    try:
-        return shlex.split(overrides)
-    except ValueError as error:  # a quotation that does not end
-        raise ConfigError(
-            f"overrides of --node-config: can't be read ({error}); write KEY=VALUE with spaces "
-            "between them"
-        ) from None
 
 
 def noted(path: Path) -> tuple[Place, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fellrec.config import RunConfig, parse_override
+from fellrec.config import RunConfig, parse_overrides
 from fellrec.errors import ConfigError
 from fellrec.split.service.settings import TlsFiles
 
@@ -61,7 +60,7 @@ class ServerSettings:
     def of(cls, given: Mapping[str, Any]) -> ServerSettings:
         """Read a run configuration; ConfigError names a key that is wrong or missing."""
         values = {key: _typed(key, given.get(key, default)) for key, default in DEFAULTS.items()}
-        changes = dict(map(parse_override, _split(values["overrides"])))
+        changes = parse_overrides(values["overrides"], "run configuration: overrides")
         config = RunConfig.from_toml(values["recipe"], changes)
         clients = tuple(n for name in values["clients"].split(",") if (n := name.strip()))
         for name, times in Counter(clients).items():
@@ -87,16 +86,6 @@ class ServerSettings:
             events=Path(values["events"]) if values["events"] else None,
             record=Path(values["record"]) if values["record"] else None,
         )
-
-
-def _split(overrides: str) -> list[str]:
-    try:
-        return shlex.split(overrides)
-    except ValueError as error:  # a quotation that does not end
-        raise ConfigError(
-            f"run configuration: overrides can't be read ({error}); write KEY=VALUE with spaces "
-            "between them"
-        ) from None
 
 
 def _typed(key: str, value: Any) -> Any:
