@@ -102,6 +102,13 @@ def test_column_names_clients_by_value_largest_first() -> None:
         cut(tastes(), "column", 2, column="age")
 
 
+def test_a_missing_value_and_one_that_reads_like_it_are_no_two_clients_of_one_name() -> None:
+    split = tastes()
+    split.user_columns["shop"] = tuple(("", "(empty)")[u % 2] for u in range(len(split)))
+    with pytest.raises(DataError, match=r"some users have no value, others '\(empty\)'; rename"):
+        cut(split, "column", 0, column="shop")
+
+
 def test_every_user_a_client() -> None:
     found = cut(tastes(7), "user", 2)
     assert found.assignment.tolist() == list(range(7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
@@ -46,6 +47,24 @@ def test_the_digest_sees_code_and_not_words(source: Path) -> None:
     )
     after = digests_after(client, "local_epochs: int = 2", "local_epochs: int = 3")
     assert not set(after.values()) & set(before.values())
+
+
+def test_the_digest_is_of_the_tree_and_not_of_what_a_version_of_python_adds_to_it() -> None:
+    text = "def f(x, *, k=None):\n    return f'{x!r:>4}' if x else [None, ...]\n"
+    tree = ast.parse(text)
+    (function,) = tree.body
+    # As `ast` has them from 3.12 on, whatever this is.
+    function._fields = (*ast.FunctionDef._fields, "type_params")  # type: ignore[misc]  # for this one
+    function.type_params = []
+    newer = origin._written(tree)
+    assert newer == origin._written(ast.parse(text))
+    assert newer == (
+        "Module(body=[FunctionDef(name='f',args=arguments(args=[arg(arg='x')],"
+        "kwonlyargs=[arg(arg='k')],kw_defaults=[None]),body=[Return(value=IfExp(test=Name("
+        "id='x',ctx=Load()),body=JoinedStr(values=[FormattedValue(value=Name(id='x',ctx=Load()),"
+        "conversion=114,format_spec=JoinedStr(values=['>4']))]),orelse=List(elts=[None,Ellipsis],"
+        "ctx=Load())))])])"
+    )
 
 
 def test_the_digest_of_one_recommender_is_not_anothers(source: Path) -> None:

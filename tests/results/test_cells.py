@@ -6,16 +6,18 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from fellrec.config import RunConfig
+from fellrec.data.digest import data_digest
 from fellrec.data.interactions import Ragged
 from fellrec.errors import RunError
 from fellrec.federation.shares import load_split
-from fellrec.results.cells import data_digest, read, read_all, write
+from fellrec.results.cells import read, read_all, write
 from fellrec.results.keeping import keep
 from tests.toys import SHOPS, USERS, Toys
 
@@ -151,6 +153,15 @@ def test_refused_runs(finished_run: Path, undisturbed: Path, tmp_path: Path) -> 
     (finished_run / "summary.json").write_text(json.dumps(other))
     assert "summary.json says 0.99" in said(finished_run)
     (finished_run / "summary.json").write_text(json.dumps(summary))
+    for other in ({}, []):
+        (finished_run / "summary.json").write_text(json.dumps(other))
+        assert "summary.json: not a run's summary" in said(finished_run)
+    (finished_run / "summary.json").write_text(json.dumps(summary))
+    log = finished_run / "metrics.jsonl"
+    before = log.read_text()
+    log.write_text(before[:-9])
+    assert "metrics.jsonl:6: not a line of a run's log" in said(finished_run)
+    log.write_text(before)
     table = finished_run / "clients" / "north" / "scores.parquet"
     pd.read_parquet(table).assign(user="stranger").to_parquet(table)
     assert "users that the data lack" in said(finished_run)
@@ -177,8 +188,14 @@ def test_a_cell_that_was_changed_or_damaged_is_refused(kept: Path, tmp_path: Pat
         text = (kept / "toys" / file).read_text()
         assert f"{file} was changed" in said(file, text.replace("1", "2", 1))
         assert "is no cell" in said(file, None)
-    for origin in ("", "[]", "{}", '{"files": 3}', '{"files": {}}', None):
+    for origin in ("", "[]", "{}", '{"files": 3}', '{"files": {}}', 100_000 * "[", None):
         assert "is no cell" in said("origin.json", origin)
+    whole = json.loads((kept / "toys" / "origin.json").read_text())
+    for key in ("code", "data", "command", "seed", "date", "seconds"):
+        text = json.dumps({name: value for name, value in whole.items() if name != key})
+        assert key in said("origin.json", text)
+    assert "data.users" in said("origin.json", json.dumps({**whole, "data": {"digest": "a"}}))
+    assert "code" in said("origin.json", json.dumps({**whole, "code": 3}))
     with pytest.raises(RunError, match="no results yet"):
         read_all(tmp_path / "nowhere")
 
@@ -198,6 +215,37 @@ def test_hostile_scores(kept: Path, scores: str) -> None:
     (path / "origin.json").write_text(json.dumps(origin))
     with pytest.raises(RunError, match="is no cell"):
         read(path)
+
+
+@pytest.mark.parametrize("summary", ["{}", "[]", "3", '"seed"', "without clients", "without cost"])
+def test_a_summary_that_is_none_is_refused(kept: Path, summary: str) -> None:
+    path = kept / "toys"
+    _, _, lacking = summary.partition("without ")
+    if lacking:
+        whole = json.loads((path / "summary.json").read_text())
+        summary = json.dumps({key: value for key, value in whole.items() if key != lacking})
+    (path / "summary.json").write_text(summary)
+    origin = json.loads((path / "origin.json").read_text())
+    origin["files"]["summary.json"] = hashlib.sha256(summary.encode()).hexdigest()
+    (path / "origin.json").write_text(json.dumps(origin))
+    with pytest.raises(RunError, match=r"is no cell of results \(.*summary\.json is incomplete"):
+        read(path)
+
+
+@pytest.mark.parametrize("lacking", ["cost", "overall", "code", "seed"])
+def test_a_peer_says_less_than_a_run_but_all_of_that(tmp_path: Path, lacking: str) -> None:
+    data = {"dataset": "toys", "split": "last-5", "users": 3, "items": 9, "digest": "abc"}
+    figures = {"dataset": "toys", "users": 3, "items": 9, "overall": {}, "cost": {}}
+    summary: dict[str, Any] = {"recommender": "als", "seed": 0, **figures}
+    origin = {"code": ["now"], "seed": 0, "data": data}
+    scores = {"ndcg@10": np.zeros(3)}
+    assert write(tmp_path / "whole", None, summary, scores, origin).config is None
+    if lacking in origin:
+        origin = {key: value for key, value in origin.items() if key != lacking}
+    else:
+        summary.pop(lacking)
+    with pytest.raises(RunError, match="is no cell of results"):
+        write(tmp_path / "part", None, summary, scores, origin)
 
 
 def test_nobody_scored_is_no_result(tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ def test_entries_chain(tmp_path: Path) -> None:
         assert found.shown_by(recommender, code, others) is None
     assert found.link("hllm", OLDER, today) == found.link("hllm", today, OLDER) == ("a", "b")
     assert found.link("hllm", OLD, OTHER) is None
+    # Two that a third gave are linked by it.
+    side = "d" * 16
+    write_down(tmp_path, [entry_of("hllm", today, side, ["e"])])
+    found = Vouched.read(tmp_path)
+    assert found.link("hllm", side, OLDER) == found.link("hllm", OLDER, side) == ("a", "b", "e")
+    assert found.shown_by("hllm", side, [OLDER]) is None
     # A code that came back, with its own results, is no endless search.
     write_down(tmp_path, [entry_of("hllm", OLDER, today, ["c"])])
     assert Vouched.read(tmp_path).shown_by("hllm", OLD, [today]) == ("b", "c")

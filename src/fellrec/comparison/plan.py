@@ -51,8 +51,9 @@ Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) e
 
 _SAME = ("data", "evaluation")
 """Sections in which the cells of one table agree: else they could not be compared."""
-_ASIDE = ("name", "train.threads", "evaluation.keep_rounds")
-"""Settings that no score depends on."""
+_ASIDE = ("name", "train.threads", "model.device", "evaluation.keep_rounds")
+"""Settings that no score depends on. On an accelerator sums run in another order, as they do from
+one kind of CPU to the next; which it was, a cell's origin says."""
 _PEER_READS = ("seed", "data", "evaluation")
 
 

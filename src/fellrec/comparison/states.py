@@ -1,4 +1,7 @@
-"""By which states of the code the cells of a table were made, as far as a reader has to know."""
+"""By which states of the code, and on which devices, the cells of a table were made.
+
+Said as far as a reader has to know.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from fellrec.comparison.rows import Row, Table
 from fellrec.results.vouched import Vouched
 
 Names = tuple[str, ...]
+CPU = "cpu"
 
 
 def vouched_for(rows: Sequence[Row]) -> list[tuple[Names, list[str]]]:
@@ -41,6 +45,32 @@ def unlike(table: Table, vouched: Vouched) -> list[str]:
         f"- made by another state of the code than the others{_how(cells)}: {', '.join(labels)}\n"
         for cells, labels in found.items()
     ]
+
+
+def devices(table: Table) -> list[str]:
+    """Return lines in Markdown on runs that computed on an accelerator."""
+    found: dict[Names, list[Row]] = {}
+    trained = [row for row in table.rows if row.cells and not row.peer]
+    for row in trained:
+        # What was made before this was noted was made on a CPU.
+        names = {str(cell.origin.get("device") or CPU) for cell in row.cells}
+        if names != {CPU}:
+            found.setdefault(tuple(sorted(names)), []).append(row)
+    return [
+        f"- computed on {_device(names)}: {_labels(rows, trained)}\n"
+        for names, rows in found.items()
+    ]
+
+
+def _device(names: Names) -> str:
+    accelerators = ", ".join(name for name in names if name != CPU)
+    return f"{accelerators} and, of some seeds, a CPU" if CPU in names else accelerators
+
+
+def _labels(rows: Sequence[Row], of: Sequence[Row]) -> str:
+    if len(rows) == len(of):
+        return "all that is trained but peers"
+    return ", ".join(f"`{row.label}`" for row in rows)
 
 
 def _codes(row: Row) -> Names:

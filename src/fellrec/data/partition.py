@@ -18,6 +18,7 @@ from fellrec.errors import ConfigError, DataError
 
 PartitionKind = Literal["kmeans", "column", "dirichlet", "user", "random"]
 FACTORS = 32
+_EMPTY = "(empty)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +159,12 @@ def _by_column(split: Split, column: str) -> Partition:
         raise DataError(f"no user column '{column}'; available: {available}")
     values, labels = np.unique(np.asarray(split.user_columns[column]), return_inverse=True)
     order, assignment = _by_size(labels, len(values))
-    return Partition(tuple(str(values[old]) or "(empty)" for old in order), assignment)
+    names = tuple(str(values[old]) or _EMPTY for old in order)
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"user column '{column}': some users have no value, others '{_EMPTY}'; rename one"
+        )
+    return Partition(names, assignment)
 
 
 def _factors(

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ _MATTERS = (
     "split/*.py",
 )
 _NOT = (
-    *(f"federation/{name}.py" for name in ("dryrun", "observer", "origin")),
+    *(f"federation/{name}.py" for name in ("dryrun", "observer", "origin", "same_data")),
     "privacy/accounting.py",
 )
 # What belongs to one recommender: the others' scores do not depend on it.
@@ -57,7 +58,8 @@ class Session:
     """One process that worked on a run.
 
     began: UTC, ISO 8601. seconds: until the run was finished, None where the process ended before.
-    code: see `code_digest`. fellrec, python, torch: versions.
+    code: see `code_digest`. fellrec, python, torch: versions. device: where stages computed, "cpu"
+    or an accelerator's name; empty where this process computed none, or did not note it.
     """
 
     began: str
@@ -66,6 +68,7 @@ class Session:
     fellrec: str
     python: str
     torch: str
+    device: str = ""
 
 
 def code_digest(recommender: str) -> str:
@@ -82,9 +85,8 @@ def digest_of(patterns: tuple[str, ...], but: tuple[str, ...] = ()) -> str:
     """
     digest = hashlib.sha256()
     for name, path in _files(patterns, but):
-        # Unparsing, unlike dumping, gives the same for most code in every version of Python.
         tree = _without_docstrings(ast.parse(path.read_text("utf-8")))
-        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+        digest.update(f"{name}\n{_written(tree)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -105,13 +107,30 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+def _written(part: Any) -> str:
+    """Write a syntax tree or a part of one, the same in every version of Python.
+
+    Both `ast.dump` and `ast.unparse` write the same tree otherwise from version to version. What is
+    empty is left out, since newer versions know more that can be.
+    """
+    if isinstance(part, list):
+        return f"[{','.join(map(_written, part))}]"
+    if isinstance(part, ast.Constant):
+        return ascii(part.value)
+    if isinstance(part, ast.AST):
+        fields = ((name, getattr(part, name, None)) for name in part._fields)
+        told = (f"{name}={_written(value)}" for name, value in fields if value not in (None, []))
+        return f"{type(part).__name__}({','.join(told)})"
+    return ascii(part)  # a name, or how often a relative import climbs
+
+
 def _is_text(node: ast.stmt) -> bool:
     text = node.value if isinstance(node, ast.Expr) else None
     return isinstance(text, ast.Constant) and isinstance(text.value, str)
 
 
-def begin_session(run: Path, recommender: str) -> None:
-    """Note in a run's folder that this process begins to work on it."""
+def begin_session(run: Path, recommender: str, device: str = "") -> None:
+    """Note in a run's folder that this process begins to work on it; device: see `Session`."""
     session = Session(
         datetime.now(UTC).isoformat(timespec="seconds"),
         None,
@@ -119,6 +138,7 @@ def begin_session(run: Path, recommender: str) -> None:
         fellrec.__version__,
         platform.python_version(),
         str(torch.__version__),
+        device,
     )
     _write(run, [*sessions(run), session])
 

@@ -22,13 +22,15 @@ from fellrec.federation.ditto import FILES, PERSONAL, Ditto
 from fellrec.federation.observer import Observer
 from fellrec.federation.origin import begin_session, end_session
 from fellrec.federation.rounds import Books
+from fellrec.federation.same_data import note_data
 from fellrec.federation.shares import share_data
 from fellrec.federation.simulation import Simulation
 from fellrec.federation.sizes import sizes
 from fellrec.federation.store import CLIENT, SERVER, RunStore
-from fellrec.federation.summary import About, result_of, summarise
+from fellrec.federation.summary import About, is_summary, result_of, summarise
 from fellrec.federation.workspace import Workspace
 from fellrec.files import alone_in, read_json, sync_folder, write_bytes, write_json
+from fellrec.models.placement import device_name
 from fellrec.models.recommender import Kind
 from fellrec.privacy import Secret
 
@@ -70,9 +72,10 @@ def _train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     try:
-        begin_session(path, config.model.recommender)
+        begin_session(path, config.model.recommender, device_name(config.model.device))
         observer.note("loading data and weights")
         shares = share_data(config)
+        note_data(path, shares)
         workspace = Workspace(
             config,
             shares.dataset,
@@ -115,13 +118,18 @@ def _train(
 
 
 def finished(path: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """Read the recipe and the summary of a finished run; RunError when it is none."""
+    """Read the recipe and the summary of a finished run.
+
+    Raises RunError when the folder is none, the run is not finished, or its summary damaged.
+    """
     if not (path / "config.toml").is_file():
         raise RunError(f"{path}: not a run directory; give the folder that a training run left")
     if not (path / "summary.json").is_file():
         raise RunError(f"{path}: the run is not finished; go on with fellrec train … --resume")
-    config = RunConfig.from_toml(path / "config.toml")
-    return config, read_json(path / "summary.json")
+    config, summary = RunConfig.from_toml(path / "config.toml"), read_json(path / "summary.json")
+    if not is_summary(summary):
+        raise RunError(f"{path / 'summary.json'}: not a run's summary; train the recipe again")
+    return config, summary
 
 
 def write_scores(path: Path, data: Split, scores: Scores) -> None:

@@ -24,6 +24,11 @@ from fellrec.federation.store import RunState
 from fellrec.files import finite
 from fellrec.split.ledger import Ledger
 
+_NEEDED = (
+    *("dataset", "recommender", "strategy", "seed", "rounds", "users", "items"),
+    *("overall", "clients", "balance", "cost"),
+)
+
 
 @dataclass(frozen=True)
 class About:
@@ -65,6 +70,16 @@ def result_of(client: Client, scores: Scores, metric: str) -> ClientResult:
         int(np.count_nonzero(~np.isnan(scores[metric]))),
         mean_metrics(scores),
         scores,
+    )
+
+
+def is_summary(value: Any) -> bool:
+    """Return whether a value has what every reader of a summary asks for."""
+    return (
+        isinstance(value, dict)
+        and all(key in value for key in _NEEDED)
+        and isinstance(value["clients"], list)
+        and all(isinstance(client, dict) and "id" in client for client in value["clients"])
     )
 
 

@@ -58,11 +58,12 @@ class KeyedDropout(nn.Module):
         if not self.training or not self._drops:
             return hidden
         count = hidden.numel()
-        words = torch.empty((count + 7) // 8, dtype=torch.int64)
+        # A byte an element goes to an accelerator, from memory whose copy need not be waited for.
+        words = torch.empty((count + 7) // 8, dtype=torch.int64, pin_memory=hidden.is_cuda)
         words.random_(-(2**63), None, generator=self.key.generator(self.name))
         # A table turns each random byte into 0 or the scale at once: half the time of comparing,
         # masking and scaling one after another.
-        octets = words.view(torch.uint8)[:count].int().to(hidden.device)
+        octets = words.view(torch.uint8)[:count].to(hidden.device, non_blocking=True).int()
         dropped = hidden * self._factors.index_select(0, octets).view(hidden.shape)
         return dropped.to(hidden.dtype)  # the factors are float32, whatever comes in
 

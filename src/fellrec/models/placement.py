@@ -60,6 +60,13 @@ def placement(device: Device, precision: Precision, quantize: Quantize) -> Place
     )
 
 
+def device_name(device: Device) -> str:
+    """Return what a setting means on this machine: "cpu", or what the accelerator is called."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return str(torch.cuda.get_device_name())
+
+
 def resolve(
     device: Device,
     precision: Precision,

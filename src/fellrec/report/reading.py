@@ -18,14 +18,10 @@ from fellrec.config import RunConfig
 from fellrec.errors import RunError
 from fellrec.evaluation.bootstrap import Interval, mean_interval
 from fellrec.federation.runs import finished
+from fellrec.files import read_lines
 from fellrec.split.ledger import Ledger, LedgerRow
 
 Line = Mapping[str, Any]
-_NEEDED = (
-    *("dataset", "recommender", "strategy", "seed", "rounds", "users", "items"),
-    *("overall", "clients", "balance", "cost"),
-)
-
 _AUDITED = {
     *("k_in", "codec", "users", "chance", "inversion", "learners", "label_chance", "labels"),
     *("touched", "members", "others", "membership", "veil"),
@@ -140,8 +136,6 @@ def read_run(path: Path) -> FinishedRun:
     Raises RunError when the folder is none, the run is not finished, or a file is damaged.
     """
     config, summary = finished(path)
-    if not _is_summary(summary):
-        raise RunError(f"{path / 'summary.json'}: not a run's summary; train the recipe again")
     rounds = _rounds(path / "metrics.jsonl")
     if not rounds and summary["rounds"]:
         raise RunError(
@@ -170,31 +164,16 @@ def _audit(path: Path) -> Mapping[str, Any] | None:
     return found
 
 
-def _is_summary(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(key in value for key in _NEEDED)
-        and isinstance(value["clients"], list)
-        and all(isinstance(client, dict) and "id" in client for client in value["clients"])
-    )
-
-
 def _rounds(path: Path) -> list[RoundLog]:
     """Read the log, a line per round and client; none where no round was asked for."""
     if not path.exists():
         return []
-    lines = list[Line]()
-    try:
-        texts = path.read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can't be read ({error})") from error
-    for place, text in enumerate(texts, start=1):
+    lines = read_lines(path)
+    for place, line in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
             int(line["round"]), str(line["client"])
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}:{place}: not a line of a run's log ({error!r})") from error
-        lines.append(line)
     return round_logs(lines)
 
 

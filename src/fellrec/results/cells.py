@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fellrec.config import RunConfig
-from fellrec.data.interactions import Dataset, Split
 from fellrec.errors import FellrecError, RunError
+from fellrec.federation.summary import is_summary
 
 Scores = Mapping[str, NDArray[np.float64]]
 
@@ -41,6 +41,10 @@ POPULARITY = "popularity"
 """What the summary of the baseline calls its recommender."""
 
 _DIGITS = 6
+_PLAIN = ("recommender", "dataset", "users", "items", "overall")
+_OF_PEER = ("code", "seed")
+_OF_RUN = (*_OF_PEER, "command", "date", "seconds")
+_OF_DATA = ("dataset", "split", "users", "items", "digest")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +94,29 @@ def read(path: Path) -> Cell:
         config = RunConfig.from_toml(recipe) if RECIPE in origin["files"] else None
         rows, clients, scores = _parse((path / SCORES).read_text("utf-8"))
         summary = json.loads((path / SUMMARY).read_text("utf-8"))
+        _check(config, summary, origin)
         lines = (path / ROUNDS).read_text("utf-8").splitlines() if ROUNDS in origin["files"] else []
         rounds = tuple(json.loads(line) for line in lines)
         return Cell(path.name, config, summary, origin, rows, scores, clients, rounds)
     except FellrecError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is no cell of results ({error!r}); add the run again") from error
+
+
+def _check(config: RunConfig | None, summary: Any, origin: Mapping[str, Any]) -> None:
+    """Raise ValueError where a reader would miss something; config: None but for a run."""
+    peer = config is None and "seed" in summary  # the baseline has none
+    plain = {*_PLAIN, "cost"} if peer else {*_PLAIN}
+    if not (is_summary(summary) if config is not None else summary.keys() >= plain):
+        raise ValueError(f"{SUMMARY} is incomplete")
+    needed = _OF_RUN if config is not None else _OF_PEER if peer else ()
+    lacking = [key for key in needed if key not in origin]
+    lacking += [f"data.{key}" for key in _OF_DATA if key not in origin["data"]]
+    if lacking:
+        raise ValueError(f"{ORIGIN} lacks {', '.join(lacking)}")
+    if needed and not isinstance(origin["code"], list):
+        raise ValueError(f"{ORIGIN} has a code that is no list")
 
 
 def read_all(folder: Path) -> list[Cell]:
@@ -110,18 +130,6 @@ def read_all(folder: Path) -> list[Cell]:
     if not cells:
         raise RunError(f"{folder}: no results yet; keep a finished run with fellrec results add")
     return cells
-
-
-def data_digest(dataset: Dataset, split: Split) -> str:
-    """Return a digest of items and split, 16 hexadecimal digits: the same for the same rows.
-
-    The items' texts count: recommenders read them. Users' ids do not.
-    """
-    digest = hashlib.sha256("\n".join(dataset.catalogue.texts()).encode())
-    for part in (split.train, split.valid, split.test):
-        digest.update(part.offsets.astype("<i8").tobytes())
-        digest.update(part.values.astype("<i4").tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import fellrec
 from fellrec.config import RunConfig
+from fellrec.data.digest import data_digest
 from fellrec.data.interactions import Dataset, Split
 from fellrec.errors import RunError
 from fellrec.evaluation.popularity import popularity_metrics
@@ -24,8 +25,8 @@ from fellrec.federation.client import Scores
 from fellrec.federation.origin import sessions
 from fellrec.federation.runs import finished
 from fellrec.federation.shares import load_split
-from fellrec.files import finite
-from fellrec.results.cells import POPULARITY, Cell, data_digest, read, write
+from fellrec.files import finite, read_lines
+from fellrec.results.cells import POPULARITY, Cell, read, write
 from fellrec.results.plan import command
 
 _TABLE = "scores.parquet"
@@ -65,8 +66,8 @@ def keep_alone(run: Path, folder: Path, name: str, also: Mapping[str, Any]) -> C
     also: what origin.json says besides. The data set is loaded, since the order of its users is
     that of the scores.
 
-    Raises RunError when the run is not finished, its scores are not all there or contradict its
-    summary, or, in `keep`, the name is taken.
+    Raises RunError when the run is not finished, a file of it is damaged, its scores are not all
+    there or contradict its summary, or, in `keep`, the name is taken.
     """
     return _keep(run, folder, name, True, lambda what: None, also)[0]
 
@@ -97,6 +98,7 @@ def _keep(
         "fellrec": worked[-1].fellrec if worked else None,
         "python": worked[-1].python if worked else None,
         "torch": worked[-1].torch if worked else None,
+        "device": worked[-1].device if worked else "",
         "date": worked[-1].began[:10] if worked else None,
         "seconds": None if None in seconds or not worked else round(sum(filter(None, seconds)), 1),
         "code": list(dict.fromkeys(session.code for session in worked)),
@@ -155,7 +157,7 @@ def _rounds(run: Path, clients: int) -> str:
     path = run / "metrics.jsonl"
     if not path.exists():  # no round was asked for
         return ""
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines = read_lines(path)
     left_out = () if clients <= _FEW_CLIENTS else ("attention", "weights")
     kept = [{k: v for k, v in line.items() if k not in left_out} for line in lines]
     return "".join(json.dumps(line) + "\n" for line in kept)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fellrec.config import RunConfig, recipes
+from fellrec.data.digest import data_digest
 from fellrec.errors import RunError
 from fellrec.federation.origin import code_digest, sessions
 from fellrec.federation.runs import difference
 from fellrec.federation.shares import load_split
-from fellrec.results.cells import data_digest, read
+from fellrec.results.cells import read
 from fellrec.results.vouched import Vouched
 
 Standing = Literal["kept", "finished", "begun", "missing"]

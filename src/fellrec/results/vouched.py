@@ -92,22 +92,30 @@ class Vouched:
     def link(self, recommender: str, one: str, other: str) -> tuple[str, ...] | None:
         """Return which cells showed that two codes give the same, whichever is the newer.
 
-        None where that is not known.
+        Neither need have given what the other gave: a third that gave what both did will do. None
+        where that is not known.
         """
-        found = self.shown_by(recommender, one, [other])
-        return self.shown_by(recommender, other, [one]) if found is None else found
+        found = self._given(recommender, one, either_way=True).get(other)
+        return None if found is None else tuple(sorted(set(found)))
 
-    def _given(self, recommender: str, code: str) -> Mapping[str, tuple[str, ...]]:
-        """Return the codes whose results this code gives, each with the cells that showed it."""
+    def _given(
+        self, recommender: str, code: str, *, either_way: bool = False
+    ) -> Mapping[str, tuple[str, ...]]:
+        """Return the codes whose results this code gives, each with the cells that showed it.
+
+        either_way: also those which give what one of these gave, and so on.
+        """
+        steps = [(e.code, e.gave, e) for e in self.entries if e.recommender == recommender]
+        if either_way:
+            steps += [(gave, newer, entry) for newer, gave, entry in steps]
         given: dict[str, tuple[str, ...]] = {code: ()}
         open_ = [code]
         while open_:
-            newer = open_.pop(0)
-            for entry in self.entries:
-                known = entry.gave in given or entry.recommender != recommender
-                if entry.code == newer and not known:
-                    given[entry.gave] = (*given[newer], *entry.shown_by)
-                    open_.append(entry.gave)
+            here = open_.pop(0)
+            for start, end, entry in steps:
+                if start == here and end not in given:
+                    given[end] = (*given[here], *entry.shown_by)
+                    open_.append(end)
         return given
 
 

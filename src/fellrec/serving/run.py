@@ -15,7 +15,9 @@ from fellrec.data.interactions import Ragged
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
 from fellrec.federation.runs import finished
+from fellrec.federation.same_data import check_data
 from fellrec.federation.shares import Shares, share_data
+from fellrec.federation.store import CLIENT, SERVER
 from fellrec.federation.turns import ClientModel, published_model, turn
 from fellrec.federation.workspace import Workspace
 from fellrec.models.recommender import Kind
@@ -67,8 +69,10 @@ class Run:
 
     @cached_property
     def shares(self) -> Shares:
-        """The run's data, split and partitioned again from its recipe."""
-        return share_data(self.config)
+        """The run's data, split and partitioned again from its recipe; RunError for others."""
+        shares = share_data(self.config)
+        check_data(self.path, shares)
+        return shares
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -99,23 +103,35 @@ class RunClient(Recommends):
 
     @cached_property
     def model(self) -> ClientModel:
-        """The client's best model.
+        """The client's best model; RunError where its files are of another model.
 
         Where scores are weighed otherwise than in the run, validation chooses how once more.
         """
         workspace, stored = self.run.workspace, published_model(self.run.path, self.name)
-        if not self.run.overrides:
-            return stored
-        private = {
-            name: stored.private.get(name, start)
-            for name, start in workspace.initial(Kind.PRIVATE).items()
-        }
-        stored = replace(stored, private=private)
-        if self.client.recommender.choices == 1:
+        if self.run.overrides:
+            private = {
+                name: stored.private.get(name, start)
+                for name, start in workspace.initial(Kind.PRIVATE).items()
+            }
+            stored = replace(stored, private=private)
+        self._check(stored)
+        if not self.run.overrides or self.client.recommender.choices == 1:
             return stored
         with turn(workspace, self.client, 0, stored) as it:
             self.client.validate(self.run.config.evaluation.metric)
         return replace(stored, private=it.finished().private)
+
+    def _check(self, stored: ClientModel) -> None:
+        """Raise RunError where a file has tensors of other names or shapes than the run's model."""
+        workspace = self.run.workspace
+        exchanged = workspace.initial(Kind.LORA, Kind.DENSE)
+        for side, file, found, wanted in (
+            (CLIENT, "best_adapter", stored.exchanged, exchanged),
+            (CLIENT, "best_private", stored.private, workspace.initial(Kind.PRIVATE)),
+            (SERVER, "best_adapter", stored.trunk, workspace.initial_trunk()),
+        ):
+            path = self.run.path / side / self.name / f"{file}.safetensors"
+            _check_fits(found, wanted, path)
 
     def evaluate(self) -> Scores:
         """Score the client's best model on its test targets: metric -> (users,) float64.
@@ -133,6 +149,18 @@ class RunClient(Recommends):
                 self.client.begin_serving()
                 self.run.ready = self.name
             return score(self.client, history, k)
+
+
+def _check_fits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
+    """Raise RunError unless a file's tensors have the names and shapes of the model's."""
+    shapes, right = ({n: tuple(t.shape) for n, t in each.items()} for each in (found, wanted))
+    for name in sorted(shapes.keys() | right.keys()):
+        if shapes.get(name) != right.get(name):
+            was, due = (each.get(name, "none") for each in (shapes, right))
+            raise RunError(
+                f"{file}: does not fit the run's model, {name} has shape {was}, expected {due}; "
+                "restore the file, or train the recipe again"
+            )
 
 
 def load_run(path: str | Path, overrides: Mapping[str, object] | None = None) -> Run:
