@@ -400,8 +400,30 @@ def test_run_folders_that_cannot_be_used(
     out = ("--client", "north", "--out", tmp_path / "new" / "adapter")
     assert "best_adapter.safetensors" in refused(call("export", tmp_path / "run", *out))
     assert not (tmp_path / "new").exists()
+    for summary in ("{}", "[]"):
+        (tmp_path / "run" / "summary.json").write_text(summary)
+        assert "summary.json: not a run's summary" in refused(call("evaluate", tmp_path / "run"))
     (tmp_path / "run" / "summary.json").unlink()
     assert "not finished" in refused(call("evaluate", tmp_path / "run"))
+    (tmp_path / "run" / "config.toml").write_text("[train")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert str(tmp_path / "run" / "config.toml") in refused(call("evaluate", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("end", ["", ".toml"])
+def test_names_that_are_too_long_are_one_line(recipe: Path, tmp_path: Path, end: str) -> None:
+    long = tmp_path / (300 * "a" + end)
+    commands = [
+        ("train", recipe, "--out", long),
+        ("train", long),
+        ("report", long),
+        ("evaluate", long),
+        ("compare", long),
+        ("data", "divide", recipe, "--out", long),
+    ]
+    for words in commands:
+        assert "too long" in refused(call(*words))
+    assert no_longer_there(tmp_path)
 
 
 def test_recommend_refuses_what_it_does_not_know(trained: tuple[Path, str]) -> None:
@@ -524,6 +546,8 @@ def test_a_comparison_that_cannot_be_made_is_one_line(recipe: Path, tmp_path: Pa
     assert "no comparison is named 'nope'" in refused(call("compare", "nope", *folders))
     line = refused(call("compare", comparison, *folders, "--only", "other"))
     assert line == "--only other: there is no such row; there are plain"
+    shown = call("compare", comparison, *folders, "--only", "other", "--as-they-are")
+    assert refused(shown) == line
     with comparison.open("a") as file:
         file.write('"train.round" = 1\n')
     line = refused(call("compare", comparison, *folders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,19 @@ def test_configurations_do_not_change() -> None:
         ("[trian]\nrounds = 2", "trian: unknown key; did you mean train?"),
         ("[split]\nzzz = 2", "split.zzz: unknown key; there are codec, max_frame_mib"),
         ("[split\n", "my.toml: not valid TOML: "),
+        ("[train]\nthreads = 3000000000", "of at least 0 and at most 1024, got 3000000000 (my"),
+        ("[lora]\nrank = 1000000000000", "lora.rank: must be a whole number of at least 1 and at"),
+        (f"[evaluation]\nks = [10, 1{20 * '0'}]", "ks.1: must be a whole number of at least 1 and"),
+        (f"[evaluation]\nmetric = 'ndcg@{5000 * '1'}'", "metric: must be a text such as"),
+        # What no setting may pass is said to who passes it alone.
+        (
+            f"[train]\nrounds = 1{30 * '0'}",
+            "train.rounds: must be a whole number of at least 0 and",
+        ),
+        (f"[train]\nrounds = {5000 * '1'}", "my.toml: a number of thousands of digits"),
+        (f"[train]\nrounds = 0x{5000 * 'f'}", "my.toml: a number of thousands of digits"),
+        (f"[evaluation]\nks = {5000 * '['}{5000 * ']'}", "my.toml: lists or tables within each"),
+        (f"[train]\nrounds.{5000 * 'a.'}a = 1", "my.toml: lists or tables within each other, too"),
     ],
 )
 def test_each_mistake_is_one_line_that_names_it(text: str, message: str) -> None:
@@ -247,6 +261,21 @@ def test_unknown_recipes_and_files() -> None:
         RunConfig.from_toml(Path("demo"))
 
 
+def test_a_wrong_file_is_named_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "config.toml"
+    path.parent.mkdir()
+    for text in ("[train", "[train]\nrounds = -1"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
+            RunConfig.from_toml(path)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_text("seed = 4", "utf-8-sig")
+    assert RunConfig.from_toml(path).seed == 4
+
+
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"name = '\xff'")
@@ -276,3 +305,9 @@ def test_overrides_are_written_as_in_toml(text: str, expected: tuple[str, object
 def test_overrides_without_a_key_or_a_value(text: str) -> None:
     with pytest.raises(ConfigError, match=r"write section\.key=value"):
         parse_override(text)
+
+
+@pytest.mark.parametrize("value", [5000 * "1", 5000 * "[" + 5000 * "]"], ids=["digits", "brackets"])
+def test_overrides_that_cannot_be_handled(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^train\.rounds: .*; write "):
+        parse_override(f"train.rounds={value}")

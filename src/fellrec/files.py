@@ -94,8 +94,26 @@ def read_json(path: Path) -> Any:
     """Read JSON; RunError names a file that is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # the last of brackets in brackets
+        raise RunError(f"{path}: can't be read ({error})") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a log with a JSON object on each line; RunError names a line that is damaged."""
+    try:
+        texts = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: can't be read ({error})") from error
+    lines = list[dict[str, Any]]()
+    for place, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}:{place}: not a line of a run's log ({error})") from error
+        if not isinstance(line, dict):
+            raise RunError(f"{path}:{place}: not a line of a run's log ({text:.60})")
+        lines.append(line)
+    return lines
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

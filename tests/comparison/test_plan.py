@@ -78,6 +78,8 @@ def test_cells_come_by_axes_then_seeds_then_peers_and_strategies(tmp_path: Path)
     ("text", "said"),
     [
         ("name = ", "not valid TOML"),
+        (PLAIN + f"[set]\nx = {5000 * '1'}\n", "a number of thousands of digits"),
+        (PLAIN + f"[set]\nx = {5000 * '['}{5000 * ']'}\n", "lists or tables within each other"),
         (PLAIN + "[strategie]\n", "strategie: unknown key; did you mean strategies?"),
         ('recipe = "smoke"\n[strategies.a]\n', "name: "),
         (PLAIN.replace("mine", "my/own"), "name: must be a text such as 'shops'"),
@@ -106,6 +108,12 @@ def test_cells_come_by_axes_then_seeds_then_peers_and_strategies(tmp_path: Path)
         (PLAIN + '[axes]\n"train.round" = [1]\n', "[axes]: train.round: unknown key"),
         (PLAIN + '[axes.x]\na = { "train.round" = 1 }\n', "[axes.x.a]: train.round: unknown key"),
         (PLAIN + '[set]\n"train.rounds" = "x"\n', "[set]: train.rounds: must be a whole number"),
+        (PLAIN + '[set]\n"train.clip" = nan\n', "set.train.clip: must be a finite number, got nan"),
+        (PLAIN + '"train.clip" = inf\n', "strategies.fellrec.train.clip: must be a finite number"),
+        (PLAIN + '[axes]\n"train.clip" = [1.0, nan]\n', "axes.train.clip: must be a finite"),
+        (PLAIN + '[axes]\n"bigrec.popularity" = [[nan]]\n', "axes.bigrec.popularity: must be a f"),
+        (PLAIN + '[axes.x]\na = { "train.clip" = nan }\n', "axes.x.a.train.clip: must be a finite"),
+        ('name = "mine"\n[strategies.a]\n', "recipe: is missing; it must be a text that is not"),
         (PLAIN + "[axes]\ntrain = [1]\n", "[axes]: train: "),
         (PLAIN + "[set]\ntrain.rounds = 1\n", "set.train: must be a text, a number, true or"),
         (PLAIN + "train.rounds = 1\n", "strategies.fellrec.train: must be a text, a number"),
@@ -140,6 +148,11 @@ def test_a_comparison_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="can't be read as a comparison"):
         Comparison.read("binary.toml")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "comparison.toml").write_text(PLAIN, "utf-8-sig")
+    assert Comparison.read(tmp_path).file.name == "mine"
 
 
 def test_a_folder_that_compare_left_is_a_comparison(tmp_path: Path) -> None:

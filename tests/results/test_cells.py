@@ -153,8 +153,8 @@ def test_refused_runs(finished_run: Path, undisturbed: Path, tmp_path: Path) -> 
     (finished_run / "summary.json").write_text(json.dumps(other))
     assert "summary.json says 0.99" in said(finished_run)
     (finished_run / "summary.json").write_text(json.dumps(summary))
-    for other in ({}, []):
-        (finished_run / "summary.json").write_text(json.dumps(other))
+    for text in ("{}", "[]"):
+        (finished_run / "summary.json").write_text(text)
         assert "summary.json: not a run's summary" in said(finished_run)
     (finished_run / "summary.json").write_text(json.dumps(summary))
     log = finished_run / "metrics.jsonl"

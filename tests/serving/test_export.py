@@ -169,3 +169,24 @@ def test_refusals(undisturbed: Path, finished_run: Path, runs: Path) -> None:
         export_adapter(Run(finished_run), "north", runs / "out")
     assert not (runs / "out").exists()
     assert not [path for path in runs.iterdir() if path.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("side", ["clients", "server"])
+@pytest.mark.parametrize("damage", ["name", "shape", "missing"])
+def test_an_adapter_of_another_model_is_refused(
+    finished_run: Path, runs: Path, side: str, damage: str
+) -> None:
+    file = finished_run / side / "north" / "best_adapter.safetensors"
+    tensors = load_file(file)
+    name = min(each for each in tensors if ".lora_A." in each)
+    if damage == "shape":
+        tensors[name] = tensors[name][:1].clone()
+    else:
+        gone = tensors.pop(name)
+        tensors |= {"other.lora_A.weight": gone} if damage == "name" else {}
+    save_file(tensors, file)
+    with pytest.raises(RunError, match="does not fit the run's model") as refused:
+        export_adapter(Run(finished_run), "north", runs / "out")
+    assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+    assert name in str(refused.value) or damage == "name"
+    assert not (runs / "out").exists()

@@ -7,6 +7,7 @@ means a bug. With ``--json`` standard output carries the result and nothing else
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from fellrec.cli import (
 )
 from fellrec.cli.data_commands import data
 from fellrec.cli.result_commands import results
-from fellrec.errors import FellrecError
+from fellrec.errors import FellrecError, RunError
 
 REFUSED = 2
 
@@ -35,11 +36,18 @@ class CommandLine(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
+        told: FellrecError
         try:
             return super().invoke(ctx)
         except FellrecError as error:
-            typer.echo(f"error: {show.plain(error)}", err=True)
-            raise typer.Exit(REFUSED) from error
+            told = error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            # Any path may be the first that the system refuses to look for, in any command.
+            told = RunError(f"{error.filename}: the name is too long; choose a shorter one")
+        typer.echo(f"error: {show.plain(told)}", err=True)
+        raise typer.Exit(REFUSED) from told
 
 
 app = typer.Typer(

@@ -74,8 +74,8 @@ def compare(
         found = running.outcomes(read, folder)
     target = out if out is not None else runs / read.file.name
     labels = tuple(only or ())
+    todo = running.lacking(found, retry=retry, keep_old=keep_old, only=labels)
     if not as_they_are:
-        todo = running.lacking(found, retry=retry, keep_old=keep_old, only=labels)
         again = ["fellrec", "compare", comparison, "--runs", str(runs), "--results", str(folder)]
         again += ["--jobs", str(jobs), *(word for label in labels for word in ("--only", label))]
         again += ["--keep-old"] if keep_old else []

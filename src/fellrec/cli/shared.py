@@ -76,6 +76,7 @@ def waiting(console: Console, text: str) -> Iterator[Callable[[str], None]]:
 def quiet() -> None:
     """Keep other libraries' remarks out of the output; what matters is raised or printed."""
     logging.getLogger("fellrec").setLevel(logging.ERROR)  # a failed source is in the error's line
+    logging.getLogger("fellrec.data.atomic").setLevel(logging.WARNING)  # what it leaves out counts
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,6 +30,7 @@ def check_tables(values: Any) -> None:
                     f"{where}.{key}: must be a text, a number, true or false, or a list, under a "
                     f'key in quotes such as "train.rounds", got {value!r:.60}'
                 )
+            _check_finite(f"{where}.{key}", value)
     for key, axis in _table(_table(values).get("axes")).items():
         listed = isinstance(axis, list) and all(isinstance(each, _PLAIN) for each in axis)
         named = isinstance(axis, dict) and all(isinstance(each, dict) for each in axis.values())
@@ -37,6 +39,14 @@ def check_tables(values: Any) -> None:
                 f"axes.{key}: must be a list of values, or a table of settings by name, not "
                 f"empty, got {axis!r:.60}"
             )
+
+
+def _check_finite(where: str, value: Any) -> None:
+    """Raise ValueError for a number that is none, or is without end, in a value or its lists."""
+    for each in value if isinstance(value, list) else ():
+        _check_finite(where, each)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: must be a finite number, got {value}")
 
 
 def check(file: ComparisonFile, origin: str) -> None:

@@ -30,7 +30,6 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -41,7 +40,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fellrec.comparison.checks import Peer, blamed, check, check_tables
-from fellrec.config import Count, RunConfig, Section, Text, Tuple
+from fellrec.config import Count, RunConfig, Section, Text, Tuple, parse_toml
 from fellrec.config.messages import explain
 from fellrec.errors import ConfigError
 
@@ -153,10 +152,7 @@ class Comparison:
         """
         text, origin = _read(source)
         try:
-            values = tomllib.loads(text)
-            file = ComparisonFile.model_validate(values)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+            file = ComparisonFile.model_validate(parse_toml(text, origin))
         except ValidationError as error:
             raise ConfigError(explain(ComparisonFile, error, origin, ())) from None
         return cls(file, text, tuple(_cells(file, origin)))
@@ -186,7 +182,7 @@ def _read(source: str | PathLike[str]) -> tuple[str, str]:
     path = Path(source)
     path = path / "comparison.toml" if path.is_dir() else path
     try:
-        return path.read_text("utf-8"), path.name
+        return path.read_text("utf-8-sig"), path.name
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read as a comparison ({error})") from None
 

@@ -13,7 +13,7 @@ from fellrec.config.sections import (
     Text,
     Tuple,
 )
-from fellrec.config.shipped import parse_override, parse_overrides, recipes
+from fellrec.config.shipped import parse_override, parse_overrides, parse_toml, recipes
 
 __all__ = [
     "PROXIMAL",
@@ -26,5 +26,6 @@ __all__ = [
     "Tuple",
     "parse_override",
     "parse_overrides",
+    "parse_toml",
     "recipes",
 ]

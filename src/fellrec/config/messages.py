@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fellrec.config.sections import MOST
+
 Schema = Mapping[str, Any]
 
 
@@ -46,9 +48,15 @@ def _reason(model: type[BaseModel], first: Mapping[str, Any], key: str) -> str:
             return f"unknown key; did you mean {nearest}?"
         section = _find(schema, first["loc"][:-1])
         return f"unknown key; there are {', '.join(section.get('properties', {}))}"
+    wanted = _find(schema, first["loc"])
+    if first["type"] == "missing":
+        return f"is missing; it must be {_expected(wanted)}"
+    if first["type"] != "less_than_equal" and wanted.get("maximum") == MOST:
+        # What no setting passes is said only of one that does.
+        wanted = {key: value for key, value in wanted.items() if key != "maximum"}
     given = repr(first["input"])
     given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"must be {_expected(_find(schema, first['loc']))}, got {given}"
+    return f"must be {_expected(wanted)}, got {given}"
 
 
 def _nearest(key: str, known: list[str]) -> str | None:
@@ -80,12 +88,13 @@ def _keys(schema: Schema, root: Schema, prefix: str = "") -> list[str]:
 
 
 def _find(root: Schema, location: tuple[str | int, ...]) -> Schema:
+    """Return the schema of a place, as far as the schema knows it."""
     schema = root
     for part in location:
-        if isinstance(part, int):
-            inner = schema["items"]
-        else:
-            inner = schema.get("properties", {}).get(part) or schema["additionalProperties"]
+        named = schema.get("properties", {}).get(part) or schema.get("additionalProperties")
+        inner = schema.get("items") if isinstance(part, int) else named
+        if not isinstance(inner, Mapping):
+            break  # pydantic also names which of several types it tried, which is no place
         schema = _resolve(inner, root)
     return schema
 

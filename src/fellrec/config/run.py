@@ -7,7 +7,6 @@ is a `ConfigError` of one line that names the key, what was expected, what was g
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from os import PathLike
 from typing import Annotated, Any, Self
@@ -32,7 +31,7 @@ from fellrec.config.sections import (
     SplitConfig,
     TrainConfig,
 )
-from fellrec.config.shipped import read_recipe
+from fellrec.config.shipped import parse_toml, read_recipe
 from fellrec.errors import ConfigError
 
 
@@ -132,10 +131,7 @@ class RunConfig(Section):
         overrides: Mapping[str, object] | None = None,
     ) -> Self:
         """Read TOML from a text; ``origin`` is what errors call it. See `from_toml`."""
-        try:
-            values = {**(defaults or {}), **tomllib.loads(text)}
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+        values = {**(defaults or {}), **parse_toml(text, origin)}
         for key, value in (overrides or {}).items():
             _override(values, key, value)
         try:

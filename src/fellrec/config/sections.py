@@ -8,8 +8,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 T = TypeVar("T")
 
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+"""The largest number of anything: libraries count in 32 bits here and there."""
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -135,7 +137,7 @@ class RecformerConfig(Section):
 class LoraConfig(Section):
     """The low-rank adapters, the trained part of every stage."""
 
-    rank: Count = 16
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
     """Rank of each adapter."""
     alpha: Count = 32
     """The adapter's product is multiplied by alpha / rank."""
@@ -217,7 +219,7 @@ class TrainConfig(Section):
     """Training windows drawn from each user in each epoch."""
     samples: Natural = 0
     """Few-shot: examples to learn from, drawn once, evenly by all clients; 0 takes all."""
-    threads: Natural = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0 leaves it to torch."""
 
 
@@ -286,10 +288,12 @@ class RobustConfig(Section):
 class EvaluationConfig(Section):
     """What is measured, and what decides which round is best."""
 
-    ks: Tuple[Count] = (5, 10, 20)
+    ks: Tuple[Annotated[int, Field(ge=1, le=1_000_000)]] = (5, 10, 20)
     """Lengths of the lists that are scored."""
     metric: str = Field(
-        default="ndcg@10", pattern=r"^(ndcg|recall)@[1-9][0-9]*$", examples=["ndcg@10", "recall@5"]
+        default="ndcg@10",
+        pattern=r"^(ndcg|recall)@[1-9][0-9]{0,6}$",
+        examples=["ndcg@10", "recall@5"],
     )
     """The validation score that decides on the best round and on stopping."""
     batch_size: Count = 128

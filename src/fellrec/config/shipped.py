@@ -30,7 +30,8 @@ def _recipes_in(folder: Traversable, prefix: str = "") -> Iterator[str]:
 def read_recipe(source: str | PathLike[str]) -> tuple[str, str, str]:
     """Return the text, its name for errors, and the name of a run that has none.
 
-    Raises `ConfigError` when there is no such recipe or file, or it is not UTF-8 text.
+    A file's name is its whole path: in a run's folder they are all called alike. Raises
+    `ConfigError` when there is no such recipe or file, or it is not UTF-8 text.
     """
     if isinstance(source, str):
         shipped = recipes()
@@ -44,11 +45,43 @@ def read_recipe(source: str | PathLike[str]) -> tuple[str, str, str]:
             )
     path = Path(source)
     try:
-        return path.read_text("utf-8"), path.name, path.stem
+        return path.read_text("utf-8-sig"), str(path), path.stem  # some editors begin with a mark
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
+def parse_toml(text: str, origin: str) -> dict[str, Any]:
+    """Read TOML; origin: what errors call it.
+
+    Raises `ConfigError` when it is not TOML, or has a number or a depth beyond what can be handled.
+    """
+    try:
+        return _parse(text, origin)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+
+
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    """Read TOML whose every value can be shown in an error, which a later check may have to do.
+
+    Raises `tomllib.TOMLDecodeError` when it is not TOML, else `ConfigError`.
+    """
+    try:
+        values = tomllib.loads(text)
+        repr(values)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise ConfigError(
+            f"{origin}: lists or tables within each other, too deep; write fewer brackets and dots"
+        ) from None
+    except ValueError:  # Python converts no more than some thousands of digits
+        raise ConfigError(
+            f"{origin}: a number of thousands of digits; write a smaller one"
+        ) from None
+    return values
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -58,14 +91,14 @@ def parse_override(text: str) -> tuple[str, Any]:
         The dotted key and the value, for `RunConfig.from_toml`'s overrides.
 
     Raises:
-        ConfigError: no "=", no key, or no value.
+        ConfigError: no "=", no key, no value, or one that `parse_toml` would not handle.
 
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not (key and equals and value):
         raise ConfigError(f"{text!r}: write section.key=value, such as train.rounds=2")
     try:
-        table = tomllib.loads(f"value = {value}")
+        table = _parse(f"value = {value}", key)
     except tomllib.TOMLDecodeError:
         return key, value
     return key, table["value"] if len(table) == 1 else value

@@ -85,10 +85,10 @@ def read_amazon(reviews: Path, metadata: Path, form: Form, k: int = 0) -> Import
             identifier(item, f"{where}: {form.item[0]}"),
             moment(record.get(form.time), f"{where}: {form.time}"),
         )
-    dataset, repeated = log.dataset(reviews, k)
+    dataset, repeated, sparse = log.dataset(reviews, k)
     texts = _texts(metadata, form, dataset)
     names = ("categories", form.maker)
-    return describe(dataset, texts, names, path=metadata, k=k, repeated=repeated)
+    return describe(dataset, texts, names, path=metadata, k=k, repeated=repeated, sparse=sparse)
 
 
 def _texts(metadata: Path, form: Form, dataset: Dataset) -> dict[str, tuple[str, str, str]]:

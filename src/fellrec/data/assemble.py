@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fellrec.data.interactions import Catalogue, Dataset, Interactions
+from fellrec.data.repeats import first_rows
 from fellrec.errors import DataError
 
 
@@ -102,12 +103,13 @@ def build_dataset(
     time: str,
     parts: bool = False,
     people: Table | None = None,
-) -> Dataset:
-    """Join interaction tables with a catalogue.
+) -> tuple[Dataset, int]:
+    """Join interaction tables with a catalogue; return how many repeats were left out, too.
 
-    Users are numbered in order of first appearance. With `parts`, the tables are training,
-    validation and test. `people` is a table of users with a column `user`; users it lacks get
-    empty cells, users without interactions are left out.
+    A repeat is a user's later interaction with the same item, see `repeats`. Users are numbered in
+    order of first appearance. With `parts`, the tables are training, validation and test. `people`
+    is a table of users with a column `user`; users it lacks get empty cells, users without
+    interactions are left out.
 
     Raises:
         DataError: no rows, a missing column, an empty id, a time that is not a finite number, an
@@ -119,14 +121,14 @@ def build_dataset(
     names = pa.chunked_array([table.ids(user) for table in tables]).combine_chunks()
     encoded = names.dictionary_encode()
     part = np.repeat(np.arange(len(tables), dtype=np.int8), [len(table) for table in tables])
-    log = Interactions.ordered(
-        encoded.indices.to_numpy(),
-        np.concatenate([_items(table, item, known) for table in tables]),
-        np.concatenate([_times(table, time) for table in tables]),
-        part if parts else None,
-    )
+    who = encoded.indices.to_numpy()
+    what = np.concatenate([_items(table, item, known) for table in tables])
+    when = np.concatenate([_times(table, time) for table in tables])
+    kept = first_rows(who, what, when, part)
+    log = Interactions.ordered(who[kept], what[kept], when[kept], part[kept] if parts else None)
     columns = {} if people is None else _user_columns(people, user, encoded.dictionary)
-    return Dataset(name, catalogue, tuple(encoded.dictionary.to_pylist()), log, columns)
+    users = tuple(encoded.dictionary.to_pylist())
+    return Dataset(name, catalogue, users, log, columns), len(who) - len(kept)
 
 
 def _items(table: Table, item: str, known: pa.LargeStringArray) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ https://recbole.io/docs/user_guide/data/atomic_files.html
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from fellrec.data.assemble import Table, build_catalogue, build_dataset
 from fellrec.data.files import decode, read_bytes, replace_file
 from fellrec.data.interactions import Catalogue, Dataset
 from fellrec.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 USER, ITEM, TIME = "user_id", "item_id", "timestamp"
 TITLES = ("title", "movie_title", "name")
@@ -42,7 +45,8 @@ def read_atomic(folder_or_stem: Path | str, catalogue: Catalogue | None = None) 
             need not exist.
 
     Returns:
-        The data set. Its catalogue is the one given, else what `read_catalogue` reads.
+        The data set. Its catalogue is the one given, else what `read_catalogue` reads. Repeats are
+        left out (`repeats`), with a warning in the log.
 
     Raises:
         DataError: a file that is missing, empty, not UTF-8, ragged or has a wrong header; an item
@@ -60,7 +64,7 @@ def read_atomic(folder_or_stem: Path | str, catalogue: Catalogue | None = None) 
     if _with(stem, ".user").exists():
         people, types = _read(_with(stem, ".user"))
         _need(people, types, {USER: "token"})
-    return build_dataset(
+    dataset, repeated = build_dataset(
         stem.name,
         items,
         tables,
@@ -70,6 +74,9 @@ def read_atomic(folder_or_stem: Path | str, catalogue: Catalogue | None = None) 
         parts=len(tables) > 1,
         people=people,
     )
+    if repeated:
+        _log.warning("%s: left out repeats of what the user took earlier: %d", stem, repeated)
+    return dataset
 
 
 def read_catalogue(folder_or_stem: Path | str) -> Catalogue:

@@ -13,10 +13,9 @@ from pathlib import Path
 from fellrec.data import amazon
 from fellrec.data.atomic import write_atomic
 from fellrec.data.fetch import File, download
-from fellrec.data.interactions import k_core
 from fellrec.data.microlens import read_microlens
 from fellrec.data.streams import Imported
-from fellrec.data.tables import import_table
+from fellrec.data.tables import read_table
 from fellrec.errors import ConfigError
 
 TABLE, MICROLENS = "table", "microlens"
@@ -55,10 +54,7 @@ def import_files(
         if user is None or item is None or time is None or title is None:
             lacking = ", ".join(name for name, column in named.items() if column is None)
             raise ConfigError(f"form '{TABLE}' needs the columns' names: {lacking}")
-        dataset = import_table(
-            interactions, items, user=user, item=item, time=time, title=title, attributes=attributes
-        )
-        return Imported(k_core(dataset, k) if k else dataset)
+        return read_table(interactions, items, (user, item, time, title), attributes, k)
     if form not in FORMS:
         raise ConfigError(f"unknown form '{form}'; choose {', '.join(FORMS)}")
     given = [name for name, column in {**named, "attribute": attributes or None}.items() if column]

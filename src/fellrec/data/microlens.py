@@ -46,7 +46,7 @@ def read_microlens(pairs: Path, titles: Path, k: int = 0) -> Imported:
             identifier(item, f"{where}: item"),
             moment(time, f"{where}: timestamp"),
         )
-    dataset, repeated = log.dataset(pairs, k)
+    dataset, repeated, sparse = log.dataset(pairs, k)
     wanted = set(dataset.catalogue.ids)
     texts: dict[str, tuple[str]] = {}
     for where, (item, *rest) in _rows(titles):  # a header names no item and so is passed over
@@ -55,7 +55,7 @@ def read_microlens(pairs: Path, titles: Path, k: int = 0) -> Imported:
         title = clean(",".join(rest))  # a comma in a title is not always quoted
         if title and item.strip() in wanted:
             texts.setdefault(item.strip(), (title,))
-    return describe(dataset, texts, (), path=titles, k=k, repeated=repeated)
+    return describe(dataset, texts, (), path=titles, k=k, repeated=repeated, sparse=sparse)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:

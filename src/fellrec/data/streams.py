@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fellrec.data.interactions import Catalogue, Dataset, Interactions, k_core
+from fellrec.data.repeats import first_rows
 from fellrec.errors import DataError
 
 # A line is held whole, so a file without line breaks must not fill the memory.
@@ -33,12 +34,14 @@ class Imported:
         repeated: interactions left out because their user took the item earlier.
         untitled: interactions left out because their item has no title.
         untitled_items: how many items that concerns.
+        sparse: interactions left out with users and items that have fewer than the k-core asks for.
     """
 
     dataset: Dataset
     repeated: int = 0
     untitled: int = 0
     untitled_items: int = 0
+    sparse: int = 0
 
     def remarks(self) -> list[str]:
         """Return a line for each reason for which interactions were left out."""
@@ -50,6 +53,8 @@ class Imported:
                 f"left out interactions with items that have no title: {self.untitled:,} "
                 f"(items: {self.untitled_items:,})"
             )
+        if self.sparse:
+            found.append(f"left out interactions outside of the k-core: {self.sparse:,}")
         return found
 
 
@@ -67,11 +72,10 @@ class Log:
         self._item.append(self._items.setdefault(item, len(self._items)))
         self._time.append(time)
 
-    def dataset(self, path: Path, k: int) -> tuple[Dataset, int]:
-        """Return a data set of items without texts, and how many repeats it does without.
+    def dataset(self, path: Path, k: int) -> tuple[Dataset, int, int]:
+        """Return a data set of items without texts, and how many interactions it does without.
 
-        Of several interactions of a user with one item the earliest stays, of equal times the first
-        in the file: having taken it is what counts, and what is in a history is never a target.
+        These are repeats (see `repeats`), and what is outside of the k-core.
 
         Args:
             path: the file, which gives the data set its name.
@@ -84,11 +88,7 @@ class Log:
             raise DataError(f"{path}: has no interactions")
         user, item = np.array(self._user, np.int64), np.array(self._item, np.int64)
         time = np.array(self._time)
-        pair = user * len(self._items) + item
-        order = np.lexsort((time, pair))
-        first = np.ones(len(pair), np.bool_)
-        first[1:] = np.diff(pair[order]) != 0
-        kept = np.sort(order[first])
+        kept = first_rows(user, item, time)
         ids = tuple(self._items)
         dataset = Dataset(
             path.name.split(".")[0] or "imported",
@@ -97,7 +97,8 @@ class Log:
             Interactions.ordered(user[kept], item[kept], time[kept]),
             {},
         )
-        return k_core(dataset, k) if k else dataset, len(pair) - len(kept)
+        core = k_core(dataset, k) if k else dataset
+        return core, len(user) - len(kept), len(kept) - len(core.interactions)
 
 
 def describe(
@@ -108,6 +109,7 @@ def describe(
     path: Path,
     k: int,
     repeated: int,
+    sparse: int,
 ) -> Imported:
     """Give items their texts, and leave out those without a title.
 
@@ -118,7 +120,7 @@ def describe(
         attributes: their names.
         path: the file that `texts` is from, for the message.
         k: keep users and items with at least this many interactions; 0 keeps all.
-        repeated: how many interactions were left out before.
+        repeated, sparse: how many interactions were left out before, see `Imported`.
 
     Raises:
         DataError: no item has a title, or nothing is left.
@@ -134,7 +136,8 @@ def describe(
     rest = replace(dataset, catalogue=catalogue, interactions=dataset.interactions.keep(stays))
     # A core of 1 drops the items without a title, which nobody has any more.
     core = k_core(rest, max(k, 1))
-    return Imported(core, repeated, int((~stays).sum()), int((~titled).sum()))
+    sparse += len(rest.interactions) - len(core.interactions)
+    return Imported(core, repeated, int((~stays).sum()), int((~titled).sum()), sparse)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

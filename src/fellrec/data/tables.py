@@ -21,7 +21,8 @@ import pyarrow.parquet
 
 from fellrec.data.assemble import Table, build_catalogue, build_dataset
 from fellrec.data.files import decode, read_bytes
-from fellrec.data.interactions import Dataset
+from fellrec.data.interactions import Dataset, k_core
+from fellrec.data.streams import Imported
 from fellrec.errors import DataError
 
 FORMATS = ".csv, .tsv, .jsonl, .ndjson (each also .gz) or .parquet"
@@ -49,21 +50,41 @@ def import_table(
         attributes: names of further text columns of an item.
 
     Returns:
-        The data set, named after the interactions file. Ids become text whatever they were; a list
-        in a cell is joined with spaces; a missing attribute is "".
+        The data set, named after the interactions file, without repeats. Ids become text whatever
+        they were; a list in a cell is joined with spaces; a missing attribute is "".
 
     Raises:
         DataError: an unknown ending, a missing column, an item that the item table lacks or has
             twice, a time that is not a finite number, an empty id, a ragged or unreadable line.
     """
+    columns = (user, item, time, title)
+    return read_table(Path(interactions), Path(items), columns, attributes).dataset
+
+
+def read_table(
+    interactions: Path,
+    items: Path,
+    columns: tuple[str, str, str, str],
+    attributes: Sequence[str] = (),
+    k: int = 0,
+) -> Imported:
+    """Do what `import_table` does, and say what was left out.
+
+    columns: of user, item, time and title. k: keep users and items with at least this many
+    interactions; 0 keeps all. Raises as `import_table`, and DataError where nothing is left.
+    """
+    user, item, time, title = columns
     clash = {item, title} & set(attributes)
     if clash:
         raise DataError(f"column '{min(clash)}' is the item or the title, not also an attribute")
-    people = _read(Path(interactions), [user, item, time])
-    things = _read(Path(items), list(dict.fromkeys([item, title, *attributes])))
+    people = _read(interactions, [user, item, time])
+    things = _read(items, list(dict.fromkeys([item, title, *attributes])))
     catalogue = build_catalogue(things, item, title, list(dict.fromkeys(attributes)))
-    name = Path(interactions).name.split(".")[0] or "imported"
-    return build_dataset(name, catalogue, [people], user=user, item=item, time=time)
+    name = interactions.name.split(".")[0] or "imported"
+    dataset, repeated = build_dataset(name, catalogue, [people], user=user, item=item, time=time)
+    core = k_core(dataset, k) if k else dataset
+    sparse = len(dataset.interactions) - len(core.interactions)
+    return Imported(core, repeated, sparse=sparse)
 
 
 def _read(path: Path, names: Sequence[str]) -> Table:

@@ -24,7 +24,8 @@ def export_adapter(run: Run | str | Path, client: str, path: str | Path) -> Path
     scale, item residual; RecFormer: embeddings of places and types, fixed item vectors). Where any
     of it is private the export is as private as the client's folder.
 
-    Raises RunError when `path` exists.
+    Raises RunError when `path` exists, or the client's files are missing, damaged or of another
+    model.
     """
     target = Path(path)
     if target.exists():

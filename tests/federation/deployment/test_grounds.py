@@ -49,6 +49,14 @@ def test_every_party_finds_its_own(toys: Toys, tmp_path: Path, shares: Shares) -
         Grounds.prepare(tmp_path / "it", toys.recipe(), shares)
 
 
+def test_a_file_in_the_place_of_the_folder(toys: Toys, tmp_path: Path, shares: Shares) -> None:
+    file = tmp_path / "it.parties"
+    file.write_text("mine")
+    with pytest.raises(RunError, match="is no folder"):
+        Grounds.prepare(file, toys.recipe(), shares)
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "a,b", " a", "coordinator", "ü" * 33])
 def test_names_that_some_party_could_not_use(
     toys: Toys, tmp_path: Path, shares: Shares, name: str

@@ -24,7 +24,7 @@ from fellrec.federation.deployment.grounds import Grounds
 from fellrec.federation.origin import ORIGIN
 from fellrec.federation.store import CLIENT, SERVER, RunStore
 from fellrec.federation.summary import About, ClientResult, summarise
-from fellrec.files import link_or_copy, read_json, write_bytes, write_json
+from fellrec.files import link_or_copy, read_json, read_lines, write_bytes, write_json
 from fellrec.split.ledger import Ledger
 
 _MEASURED = ("tokens", "steps", "seconds", "waiting_seconds")  # what a client alone knows
@@ -134,9 +134,7 @@ def _merge_metrics(folder: Path, coordinator: Path, parts: Sequence[Part]) -> No
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return read_lines(path) if path.exists() else []
 
 
 def _merge_ledgers(folder: Path, coordinator: Path, parts: Sequence[Part]) -> None:

@@ -44,9 +44,11 @@ class Grounds:
     def prepare(cls, folder: Path, config: RunConfig, shares: Shares) -> Grounds:
         """Write everything that parties need to begin, or nothing.
 
-        Raises RunError when the folder has something else in it, DataError and ConfigError for
-        clients whose names can't name files.
+        Raises RunError when the folder is a file or has something else in it, DataError and
+        ConfigError for clients whose names can't name files.
         """
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder}: is no folder; move it away or choose another folder")
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder}: is not empty; choose another folder")
         for name in shares.partition.names:
