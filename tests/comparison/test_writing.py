@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from fellrec.comparison.plan import Comparison
 from fellrec.comparison.rows import Compared
 from fellrec.comparison.statistics import Estimate
+from fellrec.comparison.terminal import remarks
 from fellrec.comparison.writing import as_csv, as_markdown, as_rows, figures, plain, signed, write
 from fellrec.errors import RunError
 from fellrec.evaluation.bootstrap import Interval
@@ -150,6 +152,31 @@ def test_the_usual_code_may_be_two(comparison: Comparison, results: Results) -> 
     vouched = Vouched((entry_of("hllm", now, before, ["x"]),))
     page = as_markdown(whole, "fellrec", vouched)
     assert f"{begins}, which gives the same, as `x` showed: `local`\n" in page
+
+
+def test_accelerators_are_named_wherever_the_table_is_read(
+    comparison: Comparison, results: Results
+) -> None:
+    def on(devices: Mapping[tuple[str, int], str]) -> Compared:
+        made: Results = {}
+        for place, each in results.items():
+            assert isinstance(each, Cell)
+            # A cell of an earlier version does not say, and was made on a CPU.
+            also = {"device": devices[place]} if place in devices else {}
+            made[place] = replace(each, origin={**each.origin, **also})
+        return compared(comparison, made)
+
+    runs = [(c.label, c.seed) for c in comparison.cells if c.peer is None]
+    plain = on({place: "cpu" for place in runs[:2]})
+    assert "computed on" not in as_markdown(plain, "x") and list(remarks(plain)) == []
+    every = on(dict.fromkeys(runs, "Fast 1"))
+    assert "- computed on Fast 1: all but peers\n" in as_markdown(every, "x")
+    assert list(remarks(every)) == ["computed on Fast 1: all but peers"]
+    some = on({("local", 0): "Fast 1", ("local", 1): "Fast 1", ("fellrec", 1): "Fast 2"})
+    page = as_markdown(some, "x")
+    assert "- computed on Fast 1: `local`\n" in page
+    assert "- computed on Fast 2 and, in part, a CPU: `fellrec`\n" in page
+    assert "computed on Fast 2 and, in part, a CPU: fellrec" in list(remarks(some))
 
 
 def test_without_reference_and_floor_no_column_names_them(tmp_path: Path) -> None:

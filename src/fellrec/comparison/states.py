@@ -14,6 +14,7 @@ from fellrec.results.vouched import Vouched
 
 Names = tuple[str, ...]
 CPU = "cpu"
+ALL = "all but peers"
 
 
 def vouched_for(rows: Sequence[Row]) -> list[tuple[Names, list[str]]]:
@@ -47,30 +48,27 @@ def unlike(table: Table, vouched: Vouched) -> list[str]:
     ]
 
 
-def devices(table: Table) -> list[str]:
-    """Return lines in Markdown on runs that computed on an accelerator."""
-    found: dict[Names, list[Row]] = {}
-    trained = [row for row in table.rows if row.cells and not row.peer]
+def computed_on(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """Return accelerators on which runs computed, each with the labels of these rows.
+
+    No labels stand for all rows but peers. What was made before this was noted was made on a CPU.
+    """
+    trained = [row for row in rows if row.cells and not row.peer]
+    found: dict[Names, list[str]] = {}
     for row in trained:
-        # What was made before this was noted was made on a CPU.
         names = {str(cell.origin.get("device") or CPU) for cell in row.cells}
         if names != {CPU}:
-            found.setdefault(tuple(sorted(names)), []).append(row)
+            found.setdefault(tuple(sorted(names)), []).append(row.label)
+    everywhere = {row.label for row in trained}
     return [
-        f"- computed on {_device(names)}: {_labels(rows, trained)}\n"
-        for names, rows in found.items()
+        (_devices(names), [] if {*labels} == everywhere else list(dict.fromkeys(labels)))
+        for names, labels in found.items()
     ]
 
 
-def _device(names: Names) -> str:
+def _devices(names: Names) -> str:
     accelerators = ", ".join(name for name in names if name != CPU)
-    return f"{accelerators} and, of some seeds, a CPU" if CPU in names else accelerators
-
-
-def _labels(rows: Sequence[Row], of: Sequence[Row]) -> str:
-    if len(rows) == len(of):
-        return "all that is trained but peers"
-    return ", ".join(f"`{row.label}`" for row in rows)
+    return f"{accelerators} and, in part, a CPU" if CPU in names else accelerators
 
 
 def _codes(row: Row) -> Names:

@@ -14,7 +14,7 @@ from rich.text import Text
 from fellrec.comparison.plan import Planned
 from fellrec.comparison.rows import Compared, Row, Table
 from fellrec.comparison.running import Step, Told
-from fellrec.comparison.states import vouched_for
+from fellrec.comparison.states import ALL, computed_on, vouched_for
 from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.writing import seeds_text
 from fellrec.console import is_live, make_table, plain
@@ -83,6 +83,8 @@ def remarks(compared: Compared) -> Iterator[str]:
                 f"made by earlier code that today's gives the same as{where}: {', '.join(labels)} "
                 f"(shown by {', '.join(shown_by)})"
             )
+        for device, labels in computed_on(table.rows):
+            yield f"computed on {device}{where}: {', '.join(labels) or ALL}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fellrec.comparison.course import Course
 from fellrec.comparison.plan import Comparison, comparisons
 from fellrec.comparison.rows import Compared, Row, Table
 from fellrec.comparison.running import outcomes
-from fellrec.comparison.states import devices, unlike
+from fellrec.comparison.states import ALL, computed_on, unlike
 from fellrec.comparison.statistics import Estimate
 from fellrec.comparison.table import compare
 from fellrec.errors import RunError
@@ -239,7 +239,10 @@ def _missing(table: Table, vouched: Vouched) -> list[str]:
     if absent:
         lines.append(f"- not run yet: {', '.join(absent)}\n")
     lines += unlike(table, vouched)
-    lines += devices(table)
+    lines += [
+        f"- computed on {device}: {', '.join(f'`{label}`' for label in labels) or ALL}\n"
+        for device, labels in computed_on(table.rows)
+    ]
     return ["".join(lines)] if lines else []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from fellrec.comparison.rows import Compared, Row
+from fellrec.comparison.states import ALL, computed_on
 from fellrec.comparison.statistics import Estimate
 from fellrec.report import words
 from fellrec.report.blocks import Tile, Tiles
@@ -217,6 +218,8 @@ def _gaps(rows: Sequence[Row]) -> list[str]:
             f"{words.several(len(matched), 'row')} by earlier code: today's gives the same, as "
             f"{listed(cells)} showed, made anew."
         )
+    for device, labels in computed_on(rows):
+        said.append(f"Computed on {device}: {listed(labels) if labels else ALL}.")
     return [" ".join(said)] if said else []
 
 
