@@ -90,7 +90,7 @@ class ModelConfig(Section):
     """Probability with which hidden values are dropped in training."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where stages compute: "auto" takes an accelerator where torch sees one. On a CPU the same
-    recipe gives the same result to the last bit."""
+    recipe gives the same result to the last bit, on the same machine."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the frozen base; adapters and what crosses stay float32."""
     quantize: Literal["none", "8bit", "4bit"] = "none"

@@ -1,7 +1,7 @@
 """Where the frozen tensors of a base live, and how their values are written.
 
-Three choices, all of them about the base alone. Device: the CPU, where results are the same to the
-last bit everywhere, or an accelerator. Precision: float32, or bf16 for half the memory.
+Three choices, all of them about the base alone. Device: the CPU, where one machine gives the same
+to the last bit each time, or an accelerator. Precision: float32, or bf16 for half the memory.
 Quantisation: the linear layers of the blocks in 8 or 4 bits, by `bitsandbytes`.
 
 Adapters, whatever else is trained, and all that crosses a cut stay float32: a stage takes float32
