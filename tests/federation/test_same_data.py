@@ -17,7 +17,8 @@ from fellrec.federation.observer import Observer, RoundRecord
 from fellrec.federation.runs import train
 from fellrec.federation.same_data import DATA
 from fellrec.federation.shares import share_data
-from tests.toys import SHOPS, Toys
+from fellrec.serving.samples import samples
+from tests.toys import SHOPS, Toys, titles
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -44,9 +45,14 @@ def test_other_histories_are_refused(moving: Toys, runs: Path) -> None:
     path = train(moving.recipe({"train.rounds": 1}), runs / "run").path
     before = fellrec.load_run(path).client(SHOPS[0]).evaluate()
     edit(moving, "inter", lambda text: text.replace("u0\ti0\t", "u0\ti3\t", 1))
-    said = "the items or histories changed since this run began: 27 users and 36 items then"
+    said = "histories changed since this run began: 27 users and 36 items then, 27 and 36 now"
+    run = fellrec.load_run(path)
     with pytest.raises(RunError, match=said):
-        fellrec.load_run(path).client(SHOPS[0])
+        run.client(SHOPS[0]).evaluate()
+    with pytest.raises(RunError, match=said):
+        samples(run, 1)
+    with pytest.raises(RunError, match=said):
+        fellrec.load_run(path, {"evaluation.test_users": 3}).client(SHOPS[0]).evaluate()
     edit(moving, "inter", lambda text: text.replace("u0\ti3\t", "u0\ti0\t", 1))
     after = fellrec.load_run(path).client(SHOPS[0]).evaluate()
     assert {name: each.tolist() for name, each in after.items()} == {
@@ -54,12 +60,45 @@ def test_other_histories_are_refused(moving: Toys, runs: Path) -> None:
     }
 
 
+def test_what_users_took_since_is_no_hindrance_to_recommending(moving: Toys, runs: Path) -> None:
+    path = train(moving.recipe({"train.rounds": 1}), runs / "run").path
+    history = titles()[:3]
+    before = fellrec.load_run(path).client(SHOPS[0]).recommend(history)
+    edit(moving, "inter", lambda text: text + "u0\ti35\t99\n")
+    client = fellrec.load_run(path).client(SHOPS[0])
+    assert client.recommend(history) == before
+    assert client.items_of("u0")[-1] == 35
+    # Where k-means would divide them anew, a user may have become another client's.
+    path = train(
+        moving.recipe({"clients.partition": "kmeans", "clients.count": 2}), runs / "k"
+    ).path
+    edit(moving, "inter", lambda text: text + "u0\ti34\t100\n")
+    client = fellrec.load_run(path).clients()[0]
+    assert len(client.recommend(history)) > 0
+    with pytest.raises(RunError, match="histories changed"):
+        client.recommend(user=client.users[0])
+
+
+def test_other_items_are_refused(moving: Toys, runs: Path) -> None:
+    path = train(moving.recipe({"train.rounds": 1}), runs / "run").path
+    edit(moving, "item", lambda text: text.replace("story 0", "story nought", 1))
+    with pytest.raises(RunError, match="the items changed since this run began"):
+        fellrec.load_run(path).client(SHOPS[0])
+
+
+def test_a_client_without_users_is_named(moving: Toys, runs: Path) -> None:
+    path = train(moving.recipe({"train.rounds": 1}), runs / "run").path
+    edit(moving, "user", lambda text: text.replace(SHOPS[0], SHOPS[1]))
+    with pytest.raises(RunError, match=f"no users of client {SHOPS[0]} any more"):
+        fellrec.load_run(path).client(SHOPS[0])
+
+
 def test_another_division_is_refused_when_a_run_goes_on(moving: Toys, runs: Path) -> None:
     recipe = moving.recipe()
     with pytest.raises(TrainingError):
         train(recipe, runs / "run", observer=Stop())
     edit(moving, "user", lambda text: text.replace("u0\tnorth", "u0\tsouth"))
-    with pytest.raises(RunError, match="the division of users over clients changed"):
+    with pytest.raises(RunError, match="whose users they are changed"):
         train(recipe, runs / "run", resume=True)
     edit(moving, "user", lambda text: text.replace("u0\tsouth", "u0\tnorth"))
     assert train(recipe, runs / "run", resume=True).summary["rounds"] == 2

@@ -1,7 +1,8 @@
 """What data a run is of: noted when it begins, looked at wherever they are read again.
 
 A run stores adapters and scores and no histories. Its recipe says where those are; had they changed
-since, clients would be other users, and vectors those of other items, without a word.
+since, clients would be other users, and vectors those of other items, without a word. What users
+took since is no hindrance to recommending by a history that somebody gives.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fellrec.data.digest import data_digest, partition_digest
+from fellrec.data.digest import catalogue_digest, data_digest, partition_digest
 from fellrec.errors import RunError
 from fellrec.federation.shares import Shares
 from fellrec.files import read_json, write_json
@@ -30,27 +31,44 @@ def check_data(run: Path, shares: Shares) -> None:
 
     A run of a version that did not note them has nothing to be compared with.
     """
+    _compare(run, shares, _described(shares))
+
+
+def check_items(run: Path, shares: Shares) -> None:
+    """Raise RunError unless the items are those that a run began with, whatever users took since.
+
+    That is all a model has to have as it was where somebody gives it a history.
+    """
+    _compare(run, shares, _items(shares))
+
+
+def _compare(run: Path, shares: Shares, found: dict[str, Any]) -> None:
     if not (run / DATA).exists():
         return
-    noted, found = read_json(run / DATA), _described(shares)
-    if noted == found:
-        return
-    if not (isinstance(noted, dict) and noted.keys() == found.keys()):
+    noted, whole = read_json(run / DATA), _described(shares)
+    if not (isinstance(noted, dict) and noted.keys() == whole.keys()):
         raise RunError(f"{run / DATA}: is damaged; remove it if the data are those of the run")
-    rows = noted["digest"] != found["digest"]
-    changed = "the items or histories" if rows else "the division of users over clients"
+    other = [key for key in found if noted[key] != found[key]]
+    if not other:
+        return
+    items, rows = (key in other for key in ("catalogue", "digest"))
+    changed = "the items" if items else "histories" if rows else "whose users they are"
     raise RunError(
         f"{run}: {changed} changed since this run began: {noted['users']} users and "
-        f"{noted['items']} items then, {found['users']} and {found['items']} now; bring back the "
+        f"{noted['items']} items then, {whole['users']} and {whole['items']} now; bring back the "
         "data of then, or train anew in another folder"
     )
 
 
+def _items(shares: Shares) -> dict[str, Any]:
+    catalogue = shares.dataset.catalogue
+    return {"items": len(catalogue), "catalogue": catalogue_digest(catalogue)}
+
+
 def _described(shares: Shares) -> dict[str, Any]:
     return {
-        "dataset": shares.dataset.name,
         "users": len(shares.split),
-        "items": len(shares.dataset.catalogue),
+        **_items(shares),
         "digest": data_digest(shares.dataset, shares.split),
         "partition": partition_digest(shares.partition),
     }

@@ -15,7 +15,7 @@ from fellrec.data.interactions import Ragged
 from fellrec.errors import ConfigError, RunError
 from fellrec.federation.client import Scores
 from fellrec.federation.runs import finished
-from fellrec.federation.same_data import check_data
+from fellrec.federation.same_data import check_data, check_items
 from fellrec.federation.shares import Shares, share_data
 from fellrec.federation.store import CLIENT, SERVER
 from fellrec.federation.turns import ClientModel, published_model, turn
@@ -70,15 +70,21 @@ class Run:
     @cached_property
     def shares(self) -> Shares:
         """The run's data, split and partitioned again from its recipe; RunError for others."""
+        check_data(self.path, self.present)
+        return self.present
+
+    @cached_property
+    def present(self) -> Shares:
+        """The same, with what users may have taken since; RunError for other items."""
         shares = share_data(self.config)
-        check_data(self.path, shares)
+        check_items(self.path, shares)
         return shares
 
     @cached_property
     def workspace(self) -> Workspace:
         """The run's model, cut."""
         secret = Secret.of_seed(self.config.seed)
-        return Workspace(self.config, self.shares.dataset, secret=secret)
+        return Workspace(self.config, self.present.dataset, secret=secret)
 
     def client(self, name: str) -> RunClient:
         """Return one client; RunError lists those there are."""
@@ -96,9 +102,12 @@ class RunClient(Recommends):
     """One client of a finished run, with its own adapter."""
 
     def __init__(self, run: Run, name: str) -> None:
-        number = run.shares.partition.names.index(name)
-        client = run.workspace.client(name, run.shares.of(number), run.shares.quotas[number])
-        super().__init__(client, run.shares.dataset.catalogue)
+        present = run.present
+        if name not in present.partition.names:
+            raise RunError(f"{run.path}: the data have no users of client {name} any more")
+        number = present.partition.names.index(name)
+        client = run.workspace.client(name, present.of(number), present.quotas[number])
+        super().__init__(client, present.dataset.catalogue)
         self.run = run
 
     @cached_property
@@ -117,6 +126,7 @@ class RunClient(Recommends):
         self._check(stored)
         if not self.run.overrides or self.client.recommender.choices == 1:
             return stored
+        check_data(self.run.path, self.run.present)
         with turn(workspace, self.client, 0, stored) as it:
             self.client.validate(self.run.config.evaluation.metric)
         return replace(stored, private=it.finished().private)
@@ -133,11 +143,22 @@ class RunClient(Recommends):
             path = self.run.path / side / self.name / f"{file}.safetensors"
             _check_fits(found, wanted, path)
 
+    def items_of(self, user: str) -> list[int]:
+        """Return all that a user of this client interacted with, oldest first.
+
+        Raises RunError where users may be other clients' since histories changed: all but a
+        column's.
+        """
+        if self.run.config.clients.partition != "column":
+            check_data(self.run.path, self.run.present)
+        return super().items_of(user)
+
     def evaluate(self) -> Scores:
         """Score the client's best model on its test targets: metric -> (users,) float64.
 
         What it sends is covered as it was in the run's own test.
         """
+        check_data(self.run.path, self.run.present)
         self.run.ready = None
         round = int(self.run.summary["rounds"])
         with turn(self.run.workspace, self.client, round, self.model, doing="test"):
