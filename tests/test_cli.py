@@ -26,11 +26,10 @@ from fellrec.cli.run_commands import suggestion
 from fellrec.cli.shared import resumable
 from fellrec.config import recipes
 from fellrec.federation.deployment.credentials import make_credentials
+from tests.commands import FELLREC, HEARING
 from tests.toys import SHOPS, Toys
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
-FELLREC = [sys.executable, "-c", "from fellrec.cli import app; app(prog_name='fellrec')"]
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -577,13 +576,11 @@ def test_wrong_usage_ends_with_2(words: list[str]) -> None:
 def interrupted(toys: Toys, *words: object) -> list[str]:
     """Press Ctrl-C once a command has ended a round; return the words that it goes on with."""
     process = subprocess.Popen(
-        [*FELLREC, *map(str, words)],
+        [*HEARING, *map(str, words)],
         env=toys.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run that a shell put into the background would hand its deafness on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:

@@ -27,6 +27,7 @@ from fellrec.federation.runs import train
 from fellrec.files import alone_in, read_json, write_json
 from fellrec.results.cells import read
 from fellrec.results.keeping import keep_alone
+from tests.commands import HEARING
 from tests.comparison.made import description
 from tests.toys import Toys
 
@@ -383,13 +384,11 @@ def test_workers_end_with_an_interrupted_compare(toys: Toys, place: Place, tmp_p
     (planned,) = comparison.cells
     folders = ["--runs", str(place.runs), "--results", str(place.results)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fellrec", "compare", str(tmp_path / "comparison.toml"), *folders],
+        [*HEARING, "compare", str(tmp_path / "comparison.toml"), *folders],
         env={**toys.environment(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run that a shell put into the background would hand its deafness on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     cell = place.runs / planned.name
     wait_for(cell / "rounds" / "current")

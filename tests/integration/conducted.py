@@ -119,7 +119,9 @@ def write_whole(path: Path, config: RunConfig, label: Path, trunk: Tensors) -> N
     """Write a run directory as a simulation leaves it, of one client's tensors."""
     path.mkdir()
     (path / "config.toml").write_text(config.to_toml())
-    write_json(path / "summary.json", {"clients": [{"id": CLIENT}]})
+    empty = dict.fromkeys(("dataset", "recommender", "strategy", "overall", "balance", "cost"))
+    counts = {"seed": 0, "rounds": 1, "users": 0, "items": 0}
+    write_json(path / "summary.json", {**empty, **counts, "clients": [{"id": CLIENT}]})
     for name in ("adapter", "private"):
         tensors = read_tensors(label / f"{name}.safetensors")
         write_tensors(path / "clients" / CLIENT / f"best_{name}.safetensors", tensors)
