@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,9 @@ def test_column_names_clients_by_value_largest_first() -> None:
 
 
 def test_a_missing_value_and_one_that_reads_like_it_are_no_two_clients_of_one_name() -> None:
-    split = tastes()
-    split.user_columns["shop"] = tuple(("", "(empty)")[u % 2] for u in range(len(split)))
+    plain = tastes()
+    shops = tuple(("", "(empty)")[u % 2] for u in range(len(plain)))
+    split = replace(plain, user_columns={"shop": shops})
     with pytest.raises(DataError, match=r"some users have no value, others '\(empty\)'; rename"):
         cut(split, "column", 0, column="shop")
 

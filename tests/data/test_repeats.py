@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,9 @@ def write(folder: Path) -> tuple[Path, Path]:
 
 
 def test_a_table(tmp_path: Path) -> None:
-    names = {"user": "who", "item": "what", "time": "when", "title": "label"}
-    found = import_files(*write(tmp_path), **names, k=2)
+    files = write(tmp_path)
+    read = partial(import_files, *files, user="who", item="what", time="when", title="label")
+    found = read(k=2)
     assert found.remarks() == [
         "left out repeats of what the user took earlier: 2",
         "left out interactions outside of the k-core: 1",
@@ -72,7 +74,7 @@ def test_a_table(tmp_path: Path) -> None:
     )
     assert found.dataset.interactions.time.tolist() == [1, 2, 4, 5, 6, 7]
     # Nothing that is to be found is among what a user has.
-    parts = split(import_files(*write(tmp_path), **names).dataset, "leave-one-out")
+    parts = split(read().dataset, "leave-one-out")
     for user in range(len(parts)):
         assert not set(parts.test[user].tolist()) & set(parts.train[user].tolist())
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,9 +53,9 @@ def test_the_digest_sees_code_and_not_words(source: Path) -> None:
 def test_the_digest_is_of_the_tree_and_not_of_what_a_version_of_python_adds_to_it() -> None:
     text = "def f(x, *, k=None):\n    return f'{x!r:>4}' if x else [None, ...]\n"
     tree = ast.parse(text)
-    (function,) = tree.body
+    function: Any = tree.body[0]
     # As `ast` has them from 3.12 on, whatever this is.
-    function._fields = (*ast.FunctionDef._fields, "type_params")  # type: ignore[misc]  # for this one
+    function._fields = (*ast.FunctionDef._fields, "type_params")
     function.type_params = []
     newer = origin._written(tree)
     assert newer == origin._written(ast.parse(text))
