@@ -31,7 +31,7 @@ def check_data(run: Path, shares: Shares) -> None:
 
     A run of a version that did not note them has nothing to be compared with.
     """
-    _compare(run, shares, _described(shares))
+    _compare(run, _described(shares))
 
 
 def check_items(run: Path, shares: Shares) -> None:
@@ -39,23 +39,24 @@ def check_items(run: Path, shares: Shares) -> None:
 
     That is all a model has to have as it was where somebody gives it a history.
     """
-    _compare(run, shares, _items(shares))
+    _compare(run, _described(shares), tuple(_items(shares)))
 
 
-def _compare(run: Path, shares: Shares, found: dict[str, Any]) -> None:
+def _compare(run: Path, found: dict[str, Any], keys: tuple[str, ...] = ()) -> None:
+    """Hold what is found against what was noted; keys: the entries that count, or all."""
     if not (run / DATA).exists():
         return
-    noted, whole = read_json(run / DATA), _described(shares)
-    if not (isinstance(noted, dict) and noted.keys() == whole.keys()):
+    noted = read_json(run / DATA)
+    if not (isinstance(noted, dict) and noted.keys() == found.keys()):
         raise RunError(f"{run / DATA}: is damaged; remove it if the data are those of the run")
-    other = [key for key in found if noted[key] != found[key]]
+    other = [key for key in keys or found if noted[key] != found[key]]
     if not other:
         return
     items, rows = (key in other for key in ("catalogue", "digest"))
     changed = "the items" if items else "histories" if rows else "whose users they are"
     raise RunError(
         f"{run}: {changed} changed since this run began: {noted['users']} users and "
-        f"{noted['items']} items then, {whole['users']} and {whole['items']} now; bring back the "
+        f"{noted['items']} items then, {found['users']} and {found['items']} now; bring back the "
         "data of then, or train anew in another folder"
     )
 
